@@ -1,0 +1,488 @@
+//! One table of all metrics, and typed handles for each daemon.
+//!
+//! Names are `evenkeel_*` in base units (seconds, bytes); counters end in `_total`. A daemon registers the rows of its
+//! role, so that a row stands here once, whoever reports it. Labels have few values each: kinds, classes, states, disks.
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::core::cluster::ResyncClass;
+
+/// Kind of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only rises.
+    Counter,
+    /// Rises and falls.
+    Gauge,
+    /// Distribution.
+    Histogram,
+}
+
+/// Which daemons report a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Daemon {
+    /// Coordinator.
+    Coordinator,
+    /// Node.
+    Node,
+    /// Gateway.
+    Gateway,
+}
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Full name.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: Kind,
+    /// Base unit; empty: a count.
+    pub unit: &'static str,
+    /// Labels.
+    pub labels: &'static [&'static str],
+    /// One sentence.
+    pub help: &'static str,
+    /// Who reports it.
+    pub daemons: &'static [Daemon],
+}
+
+use Daemon::{Coordinator, Gateway, Node};
+use Kind::{Counter, Gauge, Histogram as Histo};
+
+macro_rules! rows {
+    ($($id:ident $name:literal $kind:ident $unit:literal [$($label:literal),*] [$($daemon:ident),+] $help:literal;)*) => {
+        $(const $id: Row = Row {
+            name: $name, kind: $kind, unit: $unit, labels: &[$($label),*], help: $help, daemons: &[$($daemon),+],
+        };)*
+        /// Every metric of every daemon.
+        pub const TABLE: &[Row] = &[$($id),*];
+    };
+}
+
+rows! {
+    FOREGROUND_OPERATIONS "evenkeel_foreground_operations_total" Counter "" ["kind"] [Node, Gateway]
+        "Foreground operations done, by kind (read, write, flush, trim, zero).";
+    FOREGROUND_BYTES "evenkeel_foreground_bytes_total" Counter "bytes" ["kind"] [Node, Gateway]
+        "Foreground bytes read and written, by kind.";
+    FOREGROUND_LATENCY "evenkeel_foreground_latency_seconds" Histo "seconds" ["kind"] [Node, Gateway]
+        "Time from a foreground operation's arrival to its answer, by kind.";
+    FOREGROUND_ERRORS "evenkeel_foreground_errors_total" Counter "" ["kind"] [Node, Gateway]
+        "Foreground operations answered by an error, by kind.";
+    RESYNC_BYTES "evenkeel_resync_bytes_total" Counter "bytes" ["class"] [Node, Coordinator]
+        "Verified bytes that resync wrote to targets, by class.";
+    ACTIVE_MOVES "evenkeel_active_moves" Gauge "" [] [Node, Coordinator]
+        "Copies that run now.";
+    PENDING_MOVES "evenkeel_pending_moves" Gauge "" [] [Coordinator]
+        "Moves that the plan still wants, running ones included.";
+    THROTTLE_RATE "evenkeel_throttle_rate_bytes_per_second" Gauge "bytes per second" ["disk"] [Node]
+        "What the throttle allows resync now, by disk; 0: unlimited.";
+    HASH_MISMATCHES "evenkeel_hash_mismatches_total" Counter "" [] [Node, Gateway]
+        "Blocks whose content did not match their hash.";
+    FSYNCS "evenkeel_fsyncs_total" Counter "" [] [Node, Coordinator]
+        "Times that data was forced to stable storage.";
+    FSYNC_LATENCY "evenkeel_fsync_latency_seconds" Histo "seconds" [] [Node, Coordinator]
+        "Time that forcing data to stable storage took.";
+    DISK_USED "evenkeel_disk_used_bytes" Gauge "bytes" ["disk"] [Node, Coordinator]
+        "Bytes in used slots, by disk.";
+    DISK_CAPACITY "evenkeel_disk_capacity_bytes" Gauge "bytes" ["disk"] [Node, Coordinator]
+        "Bytes that slots can hold, by disk.";
+    PGS "evenkeel_pgs" Gauge "" ["state"] [Coordinator]
+        "Placement groups by state; misplaced ones are clean too.";
+    NODES "evenkeel_nodes" Gauge "" ["state"] [Coordinator]
+        "Nodes by state.";
+    MAP_VERSION "evenkeel_map_version" Gauge "" [] [Node, Gateway, Coordinator]
+        "Version of the cluster map here.";
+    CONNECTIONS "evenkeel_connections" Gauge "" [] [Gateway]
+        "NBD connections that are open.";
+    HEALTH "evenkeel_health" Gauge "" [] [Coordinator]
+        "0 ok, 1 warn, 2 error.";
+}
+
+/// From 50 µs, a fast flush, to 26 s, a stall: 20 buckets, each twice the one before.
+fn latency_buckets() -> Vec<f64> {
+    (0..20).map(|i| 0.000_05 * f64::from(1 << i)).collect()
+}
+
+fn int(v: u64) -> i64 {
+    i64::try_from(v).unwrap_or(i64::MAX)
+}
+
+/// Registers rows of the table. A row that can't be registered is a mistake in the table, which a test finds; the
+/// handle then counts without being shown.
+struct Registrar {
+    registry: Registry,
+}
+
+macro_rules! make {
+    ($self:ident, $made:expr, $row:ident) => {{
+        let made = $made;
+        if let Err(error) = $self.registry.register(Box::new(made.clone())) {
+            tracing::error!(name = $row.name, %error, "a metric is not shown");
+        }
+        made
+    }};
+}
+
+impl Registrar {
+    fn counters(&self, row: Row) -> IntCounterVec {
+        make!(self, IntCounterVec::new(Opts::new(row.name, row.help), row.labels).expect("a row of the table"), row)
+    }
+    fn counter(&self, row: Row) -> IntCounter {
+        make!(self, IntCounter::new(row.name, row.help).expect("a row of the table"), row)
+    }
+    fn gauges(&self, row: Row) -> IntGaugeVec {
+        make!(self, IntGaugeVec::new(Opts::new(row.name, row.help), row.labels).expect("a row of the table"), row)
+    }
+    fn gauge(&self, row: Row) -> IntGauge {
+        make!(self, IntGauge::new(row.name, row.help).expect("a row of the table"), row)
+    }
+    fn histograms(&self, row: Row) -> HistogramVec {
+        let opts = HistogramOpts::new(row.name, row.help).buckets(latency_buckets());
+        make!(self, HistogramVec::new(opts, row.labels).expect("a row of the table"), row)
+    }
+    fn histogram(&self, row: Row) -> Histogram {
+        let opts = HistogramOpts::new(row.name, row.help).buckets(latency_buckets());
+        make!(self, Histogram::with_opts(opts).expect("a row of the table"), row)
+    }
+}
+
+/// Kinds of foreground operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Read.
+    Read,
+    /// Write.
+    Write,
+    /// Flush.
+    Flush,
+    /// Trim.
+    Trim,
+    /// Write zeroes.
+    Zero,
+}
+
+impl Operation {
+    const ALL: [Operation; 5] = [Operation::Read, Operation::Write, Operation::Flush, Operation::Trim, Operation::Zero];
+
+    fn name(self) -> &'static str {
+        match self {
+            Operation::Read => "read",
+            Operation::Write => "write",
+            Operation::Flush => "flush",
+            Operation::Trim => "trim",
+            Operation::Zero => "zero",
+        }
+    }
+}
+
+/// Foreground figures; handles are resolved once, so that an operation costs a few atomic additions.
+#[derive(Clone)]
+pub struct ForegroundMetrics {
+    by_kind: [ForegroundKind; 5],
+}
+
+#[derive(Clone)]
+struct ForegroundKind {
+    operations: IntCounter,
+    bytes: IntCounter,
+    errors: IntCounter,
+    latency: Histogram,
+}
+
+impl ForegroundMetrics {
+    fn new(r: &Registrar) -> Self {
+        let (operations, bytes) = (r.counters(FOREGROUND_OPERATIONS), r.counters(FOREGROUND_BYTES));
+        let (errors, latency) = (r.counters(FOREGROUND_ERRORS), r.histograms(FOREGROUND_LATENCY));
+        let by_kind = Operation::ALL.map(|kind| {
+            let label = &[kind.name()];
+            ForegroundKind {
+                operations: operations.with_label_values(label),
+                bytes: bytes.with_label_values(label),
+                errors: errors.with_label_values(label),
+                latency: latency.with_label_values(label),
+            }
+        });
+        ForegroundMetrics { by_kind }
+    }
+
+    /// An operation that succeeded.
+    pub fn done(&self, kind: Operation, bytes: u64, latency: std::time::Duration) {
+        let k = &self.by_kind[kind as usize];
+        k.operations.inc();
+        k.bytes.inc_by(bytes);
+        k.latency.observe(latency.as_secs_f64());
+    }
+
+    /// An operation that was answered by an error.
+    pub fn failed(&self, kind: Operation) {
+        self.by_kind[kind as usize].errors.inc();
+    }
+
+    /// Operations of a kind so far.
+    pub fn operations(&self, kind: Operation) -> u64 {
+        self.by_kind[kind as usize].operations.get()
+    }
+}
+
+/// Resync bytes by class.
+#[derive(Clone)]
+pub struct ResyncBytes {
+    by_class: [IntCounter; 5],
+}
+
+impl ResyncBytes {
+    fn new(r: &Registrar) -> Self {
+        let vec = r.counters(RESYNC_BYTES);
+        ResyncBytes { by_class: ResyncClass::ALL.map(|c| vec.with_label_values(&[c.name()])) }
+    }
+
+    /// Verified bytes were written to a target.
+    pub fn add(&self, class: ResyncClass, bytes: u64) {
+        self.by_class[class as usize].inc_by(bytes);
+    }
+
+    /// So far, in the order of `ResyncClass::ALL`.
+    pub fn totals(&self) -> [u64; 5] {
+        [0, 1, 2, 3, 4].map(|i| self.by_class[i].get())
+    }
+
+    /// Brings the counter up to a total that is kept elsewhere; never down.
+    pub fn raise_to(&self, class: ResyncClass, total: u64) {
+        let counter = &self.by_class[class as usize];
+        counter.inc_by(total.saturating_sub(counter.get()));
+    }
+}
+
+/// Space by disk.
+#[derive(Clone)]
+pub struct SpaceMetrics {
+    used: IntGaugeVec,
+    capacity: IntGaugeVec,
+}
+
+impl SpaceMetrics {
+    fn new(r: &Registrar) -> Self {
+        SpaceMetrics { used: r.gauges(DISK_USED), capacity: r.gauges(DISK_CAPACITY) }
+    }
+
+    /// A disk's figures now.
+    pub fn set(&self, disk: crate::core::ids::DiskId, used_bytes: u64, capacity_bytes: u64) {
+        let label = disk.to_string();
+        self.used.with_label_values(&[&label]).set(int(used_bytes));
+        self.capacity.with_label_values(&[&label]).set(int(capacity_bytes));
+    }
+}
+
+/// Fsyncs.
+#[derive(Clone)]
+pub struct FsyncMetrics {
+    count: IntCounter,
+    latency: Histogram,
+}
+
+impl FsyncMetrics {
+    fn new(r: &Registrar) -> Self {
+        FsyncMetrics { count: r.counter(FSYNCS), latency: r.histogram(FSYNC_LATENCY) }
+    }
+
+    /// One took this long.
+    pub fn done(&self, latency: std::time::Duration) {
+        self.count.inc();
+        self.latency.observe(latency.as_secs_f64());
+    }
+}
+
+/// Handles of a node.
+#[derive(Clone)]
+pub struct NodeMetrics {
+    registry: Registry,
+    /// Operations as primary.
+    pub foreground: ForegroundMetrics,
+    /// As target.
+    pub resync_bytes: ResyncBytes,
+    /// Sessions that this node drives.
+    pub active_moves: IntGauge,
+    /// By disk; see [`NodeMetrics::set_throttle_rate`].
+    throttle_rate: IntGaugeVec,
+    /// Blocks that didn't match.
+    pub hash_mismatches: IntCounter,
+    /// Fsyncs of all disks.
+    pub fsyncs: FsyncMetrics,
+    /// Space by disk.
+    pub space: SpaceMetrics,
+    /// Map here.
+    pub map_version: IntGauge,
+}
+
+impl NodeMetrics {
+    /// What the throttle allows now; 0: unlimited.
+    pub fn set_throttle_rate(&self, disk: crate::core::ids::DiskId, bytes_per_sec: u64) {
+        self.throttle_rate.with_label_values(&[&disk.to_string()]).set(int(bytes_per_sec));
+    }
+    /// Prometheus text.
+    pub fn text(&self) -> String {
+        text(&self.registry)
+    }
+}
+
+/// Handles of a gateway.
+#[derive(Clone)]
+pub struct GatewayMetrics {
+    registry: Registry,
+    /// Operations of guests.
+    pub foreground: ForegroundMetrics,
+    /// Blocks that didn't match on arrival here.
+    pub hash_mismatches: IntCounter,
+    /// Open NBD connections.
+    pub connections: IntGauge,
+    /// Map here.
+    pub map_version: IntGauge,
+}
+
+impl GatewayMetrics {
+    /// Prometheus text.
+    pub fn text(&self) -> String {
+        text(&self.registry)
+    }
+}
+
+/// Handles of a coordinator.
+#[derive(Clone)]
+pub struct CoordinatorMetrics {
+    registry: Registry,
+    /// Over the cluster's life.
+    pub resync_bytes: ResyncBytes,
+    /// Learners in configurations.
+    pub active_moves: IntGauge,
+    /// Of the plan.
+    pub pending_moves: IntGauge,
+    pgs: IntGaugeVec,
+    nodes: IntGaugeVec,
+    /// Of the store.
+    pub fsyncs: FsyncMetrics,
+    /// Space by disk.
+    pub space: SpaceMetrics,
+    /// Map here.
+    pub map_version: IntGauge,
+    /// 0 ok, 1 warn, 2 error.
+    pub health: IntGauge,
+}
+
+impl CoordinatorMetrics {
+    /// PGs of a state.
+    pub fn set_pgs(&self, state: &str, count: u64) {
+        self.pgs.with_label_values(&[state]).set(int(count));
+    }
+    /// Nodes of each state; states that are absent go to zero.
+    pub fn set_nodes(&self, counts: &std::collections::BTreeMap<String, u64>) {
+        self.nodes.reset();
+        for (state, count) in counts {
+            self.nodes.with_label_values(&[state]).set(int(*count));
+        }
+    }
+    /// Prometheus text.
+    pub fn text(&self) -> String {
+        text(&self.registry)
+    }
+}
+
+/// Makes the handles of each daemon.
+pub struct Metrics;
+
+impl Metrics {
+    /// For a node.
+    pub fn node() -> NodeMetrics {
+        let r = Registrar { registry: Registry::new() };
+        NodeMetrics {
+            foreground: ForegroundMetrics::new(&r),
+            resync_bytes: ResyncBytes::new(&r),
+            active_moves: r.gauge(ACTIVE_MOVES),
+            throttle_rate: r.gauges(THROTTLE_RATE),
+            hash_mismatches: r.counter(HASH_MISMATCHES),
+            fsyncs: FsyncMetrics::new(&r),
+            space: SpaceMetrics::new(&r),
+            map_version: r.gauge(MAP_VERSION),
+            registry: r.registry,
+        }
+    }
+
+    /// For a gateway.
+    pub fn gateway() -> GatewayMetrics {
+        let r = Registrar { registry: Registry::new() };
+        GatewayMetrics {
+            foreground: ForegroundMetrics::new(&r),
+            hash_mismatches: r.counter(HASH_MISMATCHES),
+            connections: r.gauge(CONNECTIONS),
+            map_version: r.gauge(MAP_VERSION),
+            registry: r.registry,
+        }
+    }
+
+    /// For a coordinator.
+    pub fn coordinator() -> CoordinatorMetrics {
+        let r = Registrar { registry: Registry::new() };
+        CoordinatorMetrics {
+            resync_bytes: ResyncBytes::new(&r),
+            active_moves: r.gauge(ACTIVE_MOVES),
+            pending_moves: r.gauge(PENDING_MOVES),
+            pgs: r.gauges(PGS),
+            nodes: r.gauges(NODES),
+            fsyncs: FsyncMetrics::new(&r),
+            space: SpaceMetrics::new(&r),
+            map_version: r.gauge(MAP_VERSION),
+            health: r.gauge(HEALTH),
+            registry: r.registry,
+        }
+    }
+}
+
+fn text(registry: &Registry) -> String {
+    let mut out = Vec::new();
+    if let Err(error) = TextEncoder::new().encode(&registry.gather(), &mut out) {
+        tracing::error!(%error, "the metrics can't be shown");
+    }
+    String::from_utf8(out).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::DiskId;
+
+    #[test]
+    fn the_table_follows_its_own_rules() {
+        let mut names: Vec<&str> = TABLE.iter().map(|r| r.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), TABLE.len(), "a name stands once");
+        for row in TABLE {
+            assert!(row.name.starts_with("evenkeel_") && row.help.ends_with('.'), "{}", row.name);
+            assert_eq!(row.kind == Counter, row.name.ends_with("_total"), "{}", row.name);
+            let unit = row.unit.replace(' ', "_");
+            assert!(unit.is_empty() || row.name.contains(&unit), "{} names its unit", row.name);
+        }
+    }
+
+    #[test]
+    fn every_daemon_shows_its_rows() {
+        let (node, gateway, coordinator) = (Metrics::node(), Metrics::gateway(), Metrics::coordinator());
+        node.foreground.done(Operation::Write, 4096, std::time::Duration::from_micros(80));
+        node.space.set(DiskId(1), 1, 2);
+        node.set_throttle_rate(DiskId(1), 0);
+        coordinator.space.set(DiskId(1), 1, 2);
+        coordinator.set_pgs("clean", 3);
+        coordinator.set_nodes(&[("up".to_owned(), 3)].into());
+        coordinator.resync_bytes.raise_to(ResyncClass::Drain, 7);
+        coordinator.resync_bytes.raise_to(ResyncClass::Drain, 5);
+        assert_eq!(coordinator.resync_bytes.totals()[2], 7);
+        for (daemon, text) in [(Node, node.text()), (Gateway, gateway.text()), (Coordinator, coordinator.text())] {
+            for row in TABLE.iter().filter(|r| r.daemons.contains(&daemon)) {
+                assert!(text.contains(&format!("# HELP {} ", row.name)), "{} of {daemon:?}", row.name);
+            }
+        }
+        assert!(node.text().contains("evenkeel_foreground_operations_total{kind=\"write\"} 1"));
+    }
+}

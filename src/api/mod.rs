@@ -1,0 +1,8 @@
+//! The admin HTTP API: its types, shared by the coordinator (server) and the command line (client); its routes; and the
+//! table of metrics of every daemon.
+
+pub mod calls;
+pub mod client;
+pub mod metrics;
+pub mod router;
+pub mod types;

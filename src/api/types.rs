@@ -1,0 +1,658 @@
+//! JSON bodies of `/v1`. Field names are stable: scripts and dashboards depend on them.
+//!
+//! | method and path | request | answer |
+//! |---|---|---|
+//! | GET /v1/status | | [`Status`] |
+//! | GET /v1/nodes, /v1/disks, /v1/pools, /v1/volumes, /v1/pgs | | lists of [`NodeInfo`], [`DiskInfo`], [`PoolInfo`], [`VolumeInfo`], [`PgInfo`] |
+//! | GET /v1/volumes/{name}, /v1/pools/{name}, /v1/pgs/{id} | | one |
+//! | POST /v1/pools | [`PoolCreate`] | [`PoolInfo`] |
+//! | PATCH /v1/pools/{name} | [`PoolSet`] | [`PoolInfo`] |
+//! | DELETE /v1/pools/{name} | | [`Done`] |
+//! | POST /v1/volumes | [`VolumeCreate`] | [`VolumeInfo`] |
+//! | PATCH /v1/volumes/{name} | [`VolumeSet`] | [`VolumeInfo`] |
+//! | DELETE /v1/volumes/{name} | | [`Done`] |
+//! | POST /v1/nodes/{name}/state | [`NodeStateSet`] | [`NodeInfo`] |
+//! | POST /v1/plan | [`PlanRequest`] | [`PlanReply`] |
+//! | GET /v1/resync, PATCH /v1/resync | , [`ResyncSet`] | [`ResyncInfo`] |
+//! | GET /v1/events?after=N | | list of [`Event`] |
+//! | POST /v1/tokens | [`TokenCreate`] | [`TokenCreated`] |
+//! | POST /v1/join | [`JoinRequest`] (no bearer token: the join token is the proof) | [`JoinReply`] |
+//! | POST /v1/certificates | [`CertificateRequest`] (bearer token) | [`JoinReply`] |
+//! | GET /v1/map | | the whole map as [`MapSummary`] |
+//! | GET /metrics | | Prometheus text, no token on loopback |
+//!
+//! Errors are [`ApiError`] with a 4xx or 5xx status. Every other request carries `Authorization: Bearer TOKEN`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::cluster::{FailureDomain, Replica, ResyncClass, Stripe};
+use crate::core::ids::{DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
+
+/// What `evenkeel status -o json` prints.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// The cluster's id.
+    pub cluster: String,
+    /// `ok`, `warn` or `error`.
+    pub health: String,
+    /// One sentence for each thing that isn't well, worst first.
+    pub health_reasons: Vec<String>,
+    /// What every member can decode.
+    pub feature_level: u32,
+    /// Version of the map.
+    pub map_version: u64,
+    /// PG counts by state; `misplaced` is a subset of `clean`.
+    pub pgs: PgCounts,
+    /// Background copies.
+    pub resync: ResyncStatus,
+    /// Foreground, summed over primaries.
+    pub foreground: ForegroundStatus,
+    /// Nodes.
+    pub nodes: Vec<NodeStatus>,
+    /// Disks.
+    pub disks: Vec<DiskStatus>,
+    /// Bytes that volumes could grow to.
+    pub provisioned_bytes: u64,
+    /// Bytes in used slots, over all copies.
+    pub used_bytes: u64,
+    /// Bytes of all usable disks.
+    pub capacity_bytes: u64,
+    /// A plan waits for its debounce.
+    pub plan_pending: bool,
+}
+
+/// PG states: clean + degraded + unavailable = total.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PgCounts {
+    /// All.
+    pub total: u64,
+    /// All replicas there.
+    pub clean: u64,
+    /// Served, with fewer replicas than wanted.
+    pub degraded: u64,
+    /// Not served now.
+    pub unavailable: u64,
+    /// Clean, but not where the plan wants them.
+    pub misplaced: u64,
+}
+
+/// Progress of all background copies.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ResyncStatus {
+    /// Sessions that copy now.
+    pub active_moves: u64,
+    /// Moves that the plan still wants, active ones included.
+    pub pending_moves: u64,
+    /// Bytes of the current job: done and to do. Zero when nothing runs.
+    pub bytes_total: u64,
+    /// Verified bytes written to targets over the cluster's life; never decreases.
+    pub bytes_done: u64,
+    /// Bytes that are left to look at or copy.
+    pub bytes_left: u64,
+    /// Over the last seconds.
+    pub rate_bytes_per_sec: u64,
+    /// At this rate; `null` when nothing runs or the rate isn't known yet.
+    pub eta_seconds: Option<f64>,
+    /// What bounds it: see `SessionStats.limited_by`.
+    pub limited_by: String,
+    /// The effective cap.
+    pub cap_bytes_per_sec: Option<u64>,
+    /// Paused by the operator.
+    pub paused: bool,
+}
+
+/// Foreground load as primaries see it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ForegroundStatus {
+    /// Per second, over the last second.
+    pub read_iops: u64,
+    /// Per second, over the last second.
+    pub write_iops: u64,
+    /// Worst over the nodes.
+    pub p50_us: u64,
+    /// Worst over the nodes.
+    pub p99_us: u64,
+}
+
+/// A node in [`Status`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Id.
+    pub id: NodeId,
+    /// Name.
+    pub name: String,
+    /// `up`, `suspect`, `down`, `draining`, `maintenance`, `removed`.
+    pub state: String,
+}
+
+/// A disk in [`Status`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Id.
+    pub id: DiskId,
+    /// The node's name.
+    pub node: String,
+    /// `up`, `down`, `draining`, `failed`, `full`, `removed`.
+    pub state: String,
+    /// Bytes that slots can hold.
+    pub capacity_bytes: u64,
+    /// Bytes in used slots.
+    pub used_bytes: u64,
+    /// Members of configurations on it.
+    pub pg_replicas: u64,
+    /// Of which primaries.
+    pub primaries: u64,
+}
+
+/// `node list|show`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Id.
+    pub id: NodeId,
+    /// Name.
+    pub name: String,
+    /// As in [`NodeStatus`].
+    pub state: String,
+    /// QUIC address.
+    pub addr: String,
+    /// Admin URL.
+    pub admin_url: String,
+    /// Operating system process id as reported.
+    pub pid: u32,
+    /// Zone.
+    pub zone: String,
+    /// Rack.
+    pub rack: String,
+    /// Release.
+    pub release: String,
+    /// Its disks.
+    pub disks: Vec<DiskInfo>,
+}
+
+/// `disk list|show`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskInfo {
+    /// Id.
+    pub id: DiskId,
+    /// The node's name.
+    pub node: String,
+    /// As in [`DiskStatus`].
+    pub state: String,
+    /// Class.
+    pub class: String,
+    /// Where it is on its host.
+    pub path: String,
+    /// Capacity.
+    pub capacity_bytes: u64,
+    /// Used.
+    pub used_bytes: u64,
+    /// Members on it.
+    pub pg_replicas: u64,
+    /// Primaries on it.
+    pub primaries: u64,
+}
+
+/// `pool list|show`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PoolInfo {
+    /// Id.
+    pub id: PoolId,
+    /// Name.
+    pub name: String,
+    /// Copies.
+    pub replicas: u32,
+    /// Copies without which IO waits.
+    pub min_replicas: u32,
+    /// Where two copies may not meet.
+    pub failure_domain: FailureDomain,
+    /// Class; empty: any.
+    pub class: String,
+    /// PGs.
+    pub pg_count: u32,
+    /// `flush` or `write`.
+    pub durability: String,
+    /// Volumes in it.
+    pub volumes: u64,
+}
+
+/// Creates a pool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PoolCreate {
+    /// Name.
+    pub name: String,
+    /// Default 3.
+    pub replicas: Option<u32>,
+    /// Default: replicas − 1, at least 1.
+    pub min_replicas: Option<u32>,
+    /// Default node.
+    pub failure_domain: Option<FailureDomain>,
+    /// Default any.
+    pub class: Option<String>,
+    /// Default: 100 replicas a disk, next power of two.
+    pub pg_count: Option<u32>,
+    /// `flush` (default) or `write`.
+    pub durability: Option<String>,
+}
+
+/// Changes a pool; what is absent stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PoolSet {
+    /// Copies.
+    pub replicas: Option<u32>,
+    /// Copies without which IO waits.
+    pub min_replicas: Option<u32>,
+    /// Where two copies may not meet.
+    pub failure_domain: Option<FailureDomain>,
+    /// `flush` or `write`.
+    pub durability: Option<String>,
+}
+
+/// `volume list|show`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Id.
+    pub id: VolumeId,
+    /// Name.
+    pub name: String,
+    /// Pool's name.
+    pub pool: String,
+    /// Size.
+    pub size_bytes: u64,
+    /// The gateway that has it; `null`: none.
+    pub attached_to: Option<String>,
+    /// Attach incarnation.
+    pub incarnation: u64,
+    /// Priority.
+    pub priority: i32,
+    /// `ok`, `degraded`, `unavailable`, `deleting`.
+    pub state: String,
+    /// Layout.
+    pub stripes: Vec<Stripe>,
+    /// Its PGs by state.
+    pub pgs: PgCounts,
+    /// Disks that hold its copies.
+    pub disks: Vec<DiskId>,
+}
+
+/// Creates a volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VolumeCreate {
+    /// Name: letters, digits, `-`, `_`, `.`; at most 128 bytes.
+    pub name: String,
+    /// A multiple of 512.
+    pub size_bytes: u64,
+    /// Default: the pool named `default`.
+    pub pool: Option<String>,
+}
+
+/// Changes a volume; what is absent stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VolumeSet {
+    /// Grow or shrink. Shrinking needs `allow_shrink`.
+    pub size_bytes: Option<u64>,
+    /// The caller knows that shrinking drops data.
+    #[serde(default)]
+    pub allow_shrink: bool,
+    /// Priority.
+    pub priority: Option<i32>,
+}
+
+/// Sets what the operator wants of a node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeStateSet {
+    /// `active`, `draining`, `maintenance`, `removed`.
+    pub state: crate::core::cluster::NodeAdminState,
+}
+
+/// `pg list|show`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PgInfo {
+    /// Id, as POOL.INDEX.
+    pub id: String,
+    /// Pool's name.
+    pub pool: String,
+    /// `clean`, `degraded`, `unavailable`.
+    pub state: String,
+    /// Clean, but the plan wants it elsewhere.
+    pub misplaced: bool,
+    /// Configuration.
+    pub generation: Generation,
+    /// Primary first.
+    pub members: Vec<Replica>,
+    /// Members that don't answer.
+    pub missing: Vec<DiskId>,
+    /// Learners.
+    pub learners: Vec<DiskId>,
+    /// Bytes that the primary holds.
+    pub bytes: u64,
+    /// For an unavailable PG: what would bring it back.
+    pub reason: String,
+}
+
+/// A what-if question; all empty: what does the cluster want to do now?
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PlanRequest {
+    /// Nodes to add, as `name=n9,zone=z2,rack=r1,disks=4x6TiB:ssd`.
+    #[serde(default)]
+    pub add_node: Vec<String>,
+    /// Nodes to remove, by name.
+    #[serde(default)]
+    pub remove_node: Vec<String>,
+    /// POOL=N.
+    #[serde(default)]
+    pub replicas: Vec<String>,
+}
+
+/// A plan, shown dry.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PlanReply {
+    /// What would move.
+    pub moves: Vec<PlanMove>,
+    /// Sums.
+    pub totals: PlanTotals,
+    /// How even the load is.
+    pub balance: PlanBalance,
+    /// What the cluster lacks to hold every copy.
+    pub missing_capacity_bytes: u64,
+    /// When it would be done.
+    pub eta_seconds: PlanEta,
+    /// What can't be done, and why.
+    pub rejected: Vec<PlanRejected>,
+}
+
+/// One move of a plan.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlanMove {
+    /// Pool's name.
+    pub pool: String,
+    /// PG.
+    pub pg: PgId,
+    /// The disk that it leaves; `null`: a copy is added.
+    pub from: Option<DiskId>,
+    /// The disk that it comes to, or a disk that the question added.
+    pub to: String,
+    /// Bytes to copy.
+    pub bytes: u64,
+    /// Why.
+    pub class: ResyncClass,
+}
+
+/// Sums of a plan.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PlanTotals {
+    /// Moves.
+    pub moves: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// No plan could do with fewer.
+    pub lower_bound_moves: u64,
+}
+
+/// Balance before and after a plan.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PlanBalance {
+    /// Now.
+    pub before: BalanceFigures,
+    /// Afterwards.
+    pub after: BalanceFigures,
+}
+
+/// How even the PG replicas are over the disks, by capacity.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct BalanceFigures {
+    /// Fullest disk against the mean.
+    pub max_over_mean: f64,
+    /// Of replicas over share.
+    pub stddev: f64,
+    /// Farthest from its share, in PG replicas.
+    pub max_deviation_pgs: f64,
+}
+
+/// When redundancy and balance are reached.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PlanEta {
+    /// All copies there.
+    pub redundant: EtaRange,
+    /// Load even.
+    pub balanced: EtaRange,
+}
+
+/// Seconds.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct EtaRange {
+    /// With no foreground.
+    pub low: f64,
+    /// As now.
+    pub likely: f64,
+    /// At the floors.
+    pub high: f64,
+}
+
+/// What a plan can't do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlanRejected {
+    /// Thing.
+    pub what: String,
+    /// Reason.
+    pub reason: String,
+}
+
+/// Changes the throttle; what is absent stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ResyncSet {
+    /// Bytes per second; the string `none` removes the cap.
+    pub cap: Option<String>,
+    /// Bytes per second.
+    pub floor: Option<String>,
+    /// Multiple of the quiet baseline, at least 1.
+    pub target_inflation: Option<f64>,
+    /// Microseconds; 0 removes the explicit target.
+    pub target_p99_us: Option<u64>,
+    /// Pause or resume.
+    pub paused: Option<bool>,
+}
+
+/// The throttle as it is in effect, and the sessions that run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ResyncInfo {
+    /// As in [`Status`].
+    pub status: ResyncStatus,
+    /// Effective; `null`: none.
+    pub cap_bytes_per_sec: Option<u64>,
+    /// Effective.
+    pub floor_bytes_per_sec: u64,
+    /// Effective.
+    pub target_inflation: f64,
+    /// Effective.
+    pub target_p99_us: Option<u64>,
+    /// Effective.
+    pub paused: bool,
+    /// Verified bytes written, by class.
+    pub bytes_by_class: std::collections::BTreeMap<String, u64>,
+    /// Copies that run.
+    pub sessions: Vec<SessionInfo>,
+    /// Nodes that haven't taken the settings yet (they don't answer).
+    pub pending_nodes: Vec<String>,
+}
+
+/// One running copy.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// PG.
+    pub pg: String,
+    /// Source: the primary's disk.
+    pub from: DiskId,
+    /// Target.
+    pub to: DiskId,
+    /// Why.
+    pub class: ResyncClass,
+    /// Bytes to look at.
+    pub bytes_total: u64,
+    /// Compared or copied.
+    pub bytes_done: u64,
+    /// Travelled.
+    pub bytes_sent: u64,
+    /// What bounds it.
+    pub limited_by: String,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts up.
+    pub id: u64,
+    /// Unix time, milliseconds.
+    pub unix_ms: u64,
+    /// `node-joined`, `node-down`, `plan`, `resync-set`, …
+    pub kind: String,
+    /// Who or what asked for it.
+    pub actor: String,
+    /// One sentence.
+    pub text: String,
+}
+
+/// Makes a join token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenCreate {
+    /// `node`, `gateway`, `operator`, `viewer`.
+    pub role: String,
+    /// Seconds until it expires; default 3600.
+    pub ttl_seconds: Option<u64>,
+}
+
+/// A join token; it is shown once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenCreated {
+    /// Text form.
+    pub token: String,
+    /// Unix seconds.
+    pub expires_unix_seconds: u64,
+}
+
+/// A process trades a join token for a certificate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// Text form.
+    pub token: String,
+    /// Node name wanted, or the gateway's name.
+    pub name: String,
+    /// Certificate signing request, PEM; the key never travels.
+    pub csr_pem: String,
+    /// Node: QUIC address.
+    pub addr: Option<String>,
+    /// Zone.
+    #[serde(default)]
+    pub zone: String,
+    /// Rack.
+    #[serde(default)]
+    pub rack: String,
+}
+
+/// A gateway or CLI trades its bearer token for a short-lived certificate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CertificateRequest {
+    /// `gateway` or `operator`.
+    pub role: String,
+    /// Name in the certificate.
+    pub name: String,
+    /// Certificate signing request, PEM.
+    pub csr_pem: String,
+}
+
+/// What a joiner needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinReply {
+    /// Cluster id, hex.
+    pub cluster: String,
+    /// For a node: its id.
+    pub node: Option<NodeId>,
+    /// Certificate, PEM.
+    pub certificate_pem: String,
+    /// Cluster CA, PEM.
+    pub ca_pem: String,
+    /// The coordinator's QUIC address.
+    pub coordinator_addr: String,
+}
+
+/// The map in short, for tools.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MapSummary {
+    /// Epoch.
+    pub epoch: u32,
+    /// Version.
+    pub version: u64,
+    /// Pools.
+    pub pools: Vec<PoolInfo>,
+    /// Nodes.
+    pub nodes: Vec<NodeInfo>,
+    /// Volumes.
+    pub volumes: Vec<VolumeInfo>,
+    /// PGs.
+    pub pgs: Vec<PgInfo>,
+}
+
+/// Success without more to say than what changed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// One sentence.
+    pub message: String,
+}
+
+/// Failure.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ApiError {
+    /// One sentence that names the thing and the way out.
+    pub error: String,
+}
+
+/// `D/cluster.json`, written by `evenkeel dev` and read by every command.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClusterFile {
+    /// Admin API base URL.
+    pub api: String,
+    /// File that holds the bearer token.
+    pub token_file: String,
+    /// The coordinator.
+    pub coordinator: ClusterFileDaemon,
+    /// Nodes.
+    pub nodes: Vec<ClusterFileNode>,
+}
+
+/// A daemon in [`ClusterFile`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClusterFileDaemon {
+    /// Process id.
+    pub pid: u32,
+    /// QUIC address.
+    pub addr: String,
+    /// Admin URL.
+    pub admin_url: String,
+}
+
+/// A node in [`ClusterFile`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClusterFileNode {
+    /// Id.
+    pub id: NodeId,
+    /// Name.
+    pub name: String,
+    /// Process id.
+    pub pid: u32,
+    /// QUIC address.
+    pub addr: String,
+    /// Admin URL.
+    pub admin_url: String,
+    /// Its directory.
+    pub dir: String,
+    /// Its disks.
+    pub disks: Vec<ClusterFileDisk>,
+}
+
+/// A disk in [`ClusterFileNode`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClusterFileDisk {
+    /// Id.
+    pub id: DiskId,
+    /// Directory or device.
+    pub path: String,
+}

@@ -1,0 +1,567 @@
+//! The command line: every subcommand, its options and its help.
+//!
+//! Invariants: names and options of DESIGN.md's "Interfaces" are stable, scripts depend on them; every reading command
+//! takes `-o json`; every option that a daemon needs can also come from an `EVENKEEL_*` variable.
+//!
+//! Non-goals: doing anything. This module only describes and parses; `cli::run` acts.
+
+mod daemons;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::core::cluster::FailureDomain;
+use crate::core::units::{parse_bytes, parse_bytes_per_sec};
+
+pub use daemons::{
+    CoordinatorCommand, CoordinatorRunArgs, DemoArgs, DevArgs, DevCommand, DevRunArgs, DevSignal, GatewayArgs,
+    InitArgs, NodeRunArgs,
+};
+use daemons::{DEMO_EXAMPLES, DEV_EXAMPLES, GATEWAY_EXAMPLES, NODE_RUN_EXAMPLES};
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  evenkeel demo                                    watch a node join and another one die, with every byte verified
+  evenkeel dev --dir /tmp/ek                       a local cluster of three nodes
+  export EVENKEEL_CLUSTER=/tmp/ek/cluster.json     so that the commands below find it
+  evenkeel volume create vm1 --size 10GiB
+  evenkeel gateway --volume vm1 --socket /tmp/vm1.sock
+  evenkeel status";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "evenkeel", version, about = "Replicated block storage that keeps VMs running while their disks move")]
+#[command(after_help = TOP_EXAMPLES, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Clone, Debug, Default, Args)]
+pub struct GlobalArgs {
+    /// The cluster file that `evenkeel dev` writes
+    #[arg(long, global = true, value_name = "FILE", env = "EVENKEEL_CLUSTER", help_heading = "Cluster")]
+    pub cluster: Option<PathBuf>,
+    /// The coordinator's admin URL, as http://127.0.0.1:7400
+    #[arg(long, global = true, value_name = "URL", env = "EVENKEEL_API", help_heading = "Cluster")]
+    pub api: Option<String>,
+    /// The file that holds the bearer token for --api
+    #[arg(long, global = true, value_name = "FILE", env = "EVENKEEL_TOKEN_FILE", help_heading = "Cluster")]
+    pub token_file: Option<PathBuf>,
+    /// Tables for people, or the API's JSON
+    #[arg(short, long, global = true, value_enum, default_value_t, help_heading = "Output")]
+    pub output: OutputFormat,
+    /// The log on stderr as text or as JSON lines
+    #[arg(long, global = true, value_enum, default_value_t, env = "EVENKEEL_LOG_FORMAT", help_heading = "Output")]
+    pub log_format: LogFormat,
+    /// What to log: error, warn, info, debug, trace, or directives as in evenkeel::node=debug
+    #[arg(long, global = true, value_name = "LEVEL", env = "EVENKEEL_LOG", help_heading = "Output")]
+    pub log_level: Option<String>,
+}
+
+/// How a reading command prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    #[default]
+    Table,
+    Json,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Every subcommand.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the main job: a node joins and another dies while a guest works, and every byte verifies
+    #[command(after_help = DEMO_EXAMPLES)]
+    Demo(DemoArgs),
+    /// Run a local cluster of real processes with a default pool
+    #[command(after_help = DEV_EXAMPLES, args_conflicts_with_subcommands = true)]
+    Dev(DevArgs),
+    /// Make a new cluster: its identity, its CA and the operator's token
+    #[command(after_help = "Example:\n  evenkeel init --dir /var/lib/evenkeel/coordinator")]
+    Init(InitArgs),
+    /// The coordinator: holds the cluster map
+    #[command(subcommand)]
+    Coordinator(CoordinatorCommand),
+    /// Nodes: run one, list them, take one out of service
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Serve a volume to a VM by NBD
+    #[command(after_help = GATEWAY_EXAMPLES)]
+    Gateway(GatewayArgs),
+    /// The cluster on one screen
+    Status,
+    /// Exit 0 when the cluster is well, 1 on a warning, 2 on an error or no answer
+    Health,
+    /// Wait until the cluster is ready or clean; exit 1 when the time is over
+    #[command(after_help = "Example:\n  evenkeel wait clean --timeout 120")]
+    Wait(WaitArgs),
+    /// What happened
+    #[command(after_help = "Example:\n  evenkeel events --follow")]
+    Events(EventsArgs),
+    /// Disks
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// Placement groups
+    #[command(subcommand)]
+    Pg(PgCommand),
+    /// Pools
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Volumes: the disks of VMs
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// What would move, how much and how long; changes nothing
+    #[command(after_help = PLAN_EXAMPLES)]
+    Plan(PlanArgs),
+    /// Background copies: watch, limit, pause
+    #[command(subcommand)]
+    Resync(ResyncCommand),
+    /// Join tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// The coordinator's metrics in Prometheus text
+    Metrics(MetricsArgs),
+    /// Completions for a shell
+    #[command(after_help = "Example:\n  evenkeel completions bash > /etc/bash_completion.d/evenkeel")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// The volume hash of a raw image: what `evenkeel volume hash` gives for the same content
+    #[command(after_help = "Example:\n  evenkeel hash disk.raw")]
+    Hash {
+        /// Raw images
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+}
+
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  evenkeel plan                                what the cluster wants to do now
+  evenkeel plan --remove-node n3
+  evenkeel plan --add-node name=n9,zone=z2,rack=r1,disks=4x6TiB:ssd
+  evenkeel plan --replicas default=2";
+
+/// `node …`.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Run a node in the foreground
+    #[command(after_help = NODE_RUN_EXAMPLES)]
+    Run(Box<NodeRunArgs>),
+    /// All nodes
+    List,
+    /// One node and its disks
+    Show { name: String },
+    /// Move all replicas away from a node; it keeps serving until they are gone
+    Drain { name: String },
+    /// End a drain or a maintenance
+    Undrain { name: String },
+    /// Say that a node is down on purpose, so that nothing is re-replicated (`undrain` ends it)
+    Maintenance { name: String },
+    /// Remove a node for good; its replicas are made anew elsewhere
+    Remove {
+        name: String,
+        /// Yes, its copies count no more
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// `wait`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct WaitArgs {
+    /// What to wait for
+    #[arg(value_enum)]
+    pub what: WaitFor,
+    /// At most this many seconds
+    #[arg(long, value_name = "S", default_value = "300", value_parser = parse_seconds)]
+    pub timeout: f64,
+}
+
+/// States that scripts wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WaitFor {
+    /// The coordinator answers, a node is up, and every PG is served
+    Ready,
+    /// Besides: no PG degraded or misplaced, no pending plan, no move
+    Clean,
+}
+
+/// `events`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct EventsArgs {
+    /// Only events with a higher id
+    #[arg(long, value_name = "ID", default_value_t = 0)]
+    pub after: u64,
+    /// Keep printing new ones
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+/// `disk …`.
+#[derive(Debug, Subcommand)]
+pub enum DiskCommand {
+    /// All disks
+    List,
+    /// One disk
+    Show {
+        /// Its id, as d3
+        id: String,
+    },
+}
+
+/// `pg …`.
+#[derive(Debug, Subcommand)]
+pub enum PgCommand {
+    /// All placement groups
+    List {
+        /// Only those in this state
+        #[arg(long, value_parser = ["clean", "degraded", "unavailable", "misplaced"])]
+        state: Option<String>,
+    },
+    /// One placement group
+    Show {
+        /// Its id, as 1.17
+        id: String,
+    },
+}
+
+/// `pool …`.
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Make a pool
+    #[command(after_help = "Example:\n  evenkeel pool create fast --replicas 3 --class ssd")]
+    Create(PoolCreateArgs),
+    /// All pools
+    List,
+    /// One pool
+    Show { name: String },
+    /// Change a pool
+    #[command(after_help = "Example:\n  evenkeel pool set default --replicas 3 --min-replicas 2")]
+    Set(PoolSetArgs),
+    /// Delete an empty pool
+    Delete {
+        name: String,
+        /// Yes, delete it
+        #[arg(long)]
+        yes: bool,
+        /// Success when there is none
+        #[arg(long)]
+        if_exists: bool,
+    },
+}
+
+/// `pool create`.
+#[derive(Clone, Debug, Args)]
+pub struct PoolCreateArgs {
+    pub name: String,
+    /// Copies [default: 3]
+    #[arg(long)]
+    pub replicas: Option<u32>,
+    /// Copies without which IO waits [default: replicas − 1, at least 1]
+    #[arg(long)]
+    pub min_replicas: Option<u32>,
+    /// Where two copies may not meet: disk, node, rack, zone, release [default: node]
+    #[arg(long, value_name = "DOMAIN", value_parser = parse_failure_domain)]
+    pub failure_domain: Option<FailureDomain>,
+    /// Disks of this class only [default: any]
+    #[arg(long)]
+    pub class: Option<String>,
+    /// Placement groups, a power of two [default: 100 replicas a disk]
+    #[arg(long)]
+    pub pg_count: Option<u32>,
+    /// What an ack means: on every copy (`flush`), or on stable storage of every copy (`write`)
+    #[arg(long, value_parser = ["flush", "write"])]
+    pub durability: Option<String>,
+    /// Success when it is there already
+    #[arg(long)]
+    pub if_not_exists: bool,
+}
+
+/// `pool set`.
+#[derive(Clone, Debug, Args)]
+pub struct PoolSetArgs {
+    pub name: String,
+    #[command(flatten)]
+    pub change: PoolChange,
+}
+
+/// What `pool set` changes: at least one thing.
+#[derive(Clone, Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct PoolChange {
+    /// Copies
+    #[arg(long)]
+    pub replicas: Option<u32>,
+    /// Copies without which IO waits
+    #[arg(long)]
+    pub min_replicas: Option<u32>,
+    /// Where two copies may not meet: disk, node, rack, zone, release
+    #[arg(long, value_name = "DOMAIN", value_parser = parse_failure_domain)]
+    pub failure_domain: Option<FailureDomain>,
+    /// What an ack means
+    #[arg(long, value_parser = ["flush", "write"])]
+    pub durability: Option<String>,
+}
+
+/// `volume …`.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a volume; it takes space as it is written
+    #[command(after_help = "Example:\n  evenkeel volume create vm1 --size 10GiB")]
+    Create {
+        name: String,
+        /// A multiple of 512 bytes
+        #[arg(long, value_parser = parse_bytes)]
+        size: u64,
+        /// The pool [default: the one named default]
+        #[arg(long)]
+        pool: Option<String>,
+        /// Success when it is there already with that size
+        #[arg(long)]
+        if_not_exists: bool,
+    },
+    /// All volumes
+    List,
+    /// One volume
+    Show { name: String },
+    /// Grow a volume, or shrink it with --yes
+    #[command(after_help = "Example:\n  evenkeel volume resize vm1 --size 20GiB")]
+    Resize {
+        name: String,
+        /// A multiple of 512 bytes
+        #[arg(long, value_parser = parse_bytes)]
+        size: u64,
+        /// Yes, drop what lies beyond the new end
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Change a volume's settings
+    Set {
+        name: String,
+        /// Higher is resynced first; 0 is usual
+        #[arg(long, allow_negative_numbers = true)]
+        priority: i32,
+    },
+    /// Delete a volume and its data
+    Delete {
+        name: String,
+        /// Yes, drop its data
+        #[arg(long)]
+        yes: bool,
+        /// Success when there is none
+        #[arg(long)]
+        if_exists: bool,
+    },
+    /// Print volume hashes as b3sum does; equal to `evenkeel hash` of the raw content
+    Hash {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// `plan`.
+#[derive(Clone, Debug, Args)]
+pub struct PlanArgs {
+    /// What if this node came: name=n9,zone=z2,rack=r1,disks=4x6TiB:ssd
+    #[arg(long, value_name = "SPEC")]
+    pub add_node: Vec<String>,
+    /// What if this node went
+    #[arg(long, value_name = "NAME")]
+    pub remove_node: Vec<String>,
+    /// What if this pool had N copies: POOL=N
+    #[arg(long, value_name = "POOL=N")]
+    pub replicas: Vec<String>,
+    /// Show every move, not the first 20
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `resync …`.
+#[derive(Debug, Subcommand)]
+pub enum ResyncCommand {
+    /// What runs, how fast, and what limits it
+    Status,
+    /// Progress bars until nothing moves
+    Watch,
+    /// Change limits; acts within a second and is kept
+    #[command(after_help = "Examples:\n  evenkeel resync set --cap 20MiB/s\n  evenkeel resync set --cap none")]
+    Set(ResyncSetArgs),
+    /// Stop all background copies; nothing is lost
+    Pause,
+    /// Go on
+    Resume,
+}
+
+/// `resync set`: at least one thing.
+#[derive(Clone, Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct ResyncSetArgs {
+    /// Bytes per second and disk that it never exceeds, as 20MiB/s; `none` removes the cap
+    #[arg(long, value_parser = parse_rate_or_none)]
+    pub cap: Option<String>,
+    /// Bytes per second and disk that it always gets
+    #[arg(long, value_parser = parse_rate)]
+    pub floor: Option<String>,
+    /// Foreground p99 to aim at, as a multiple of the quiet one (at least 1)
+    #[arg(long, value_name = "K", value_parser = parse_inflation)]
+    pub target_inflation: Option<f64>,
+    /// Foreground p99 to aim at, in microseconds; 0 removes it
+    #[arg(long, value_name = "US")]
+    pub target_p99_us: Option<u64>,
+}
+
+/// `token …`.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a single-use join token and print it, once
+    #[command(after_help = "Example:\n  evenkeel token create --role node --ttl 600 > join.token")]
+    Create {
+        /// What its bearer may become
+        #[arg(long, default_value = "node", value_parser = ["node", "gateway", "operator", "viewer"])]
+        role: String,
+        /// Seconds until it expires
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+        ttl: u64,
+    },
+}
+
+/// `metrics`.
+#[derive(Clone, Debug, Args)]
+pub struct MetricsArgs {
+    /// A node's metrics instead of the coordinator's
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    // A year bounds what a Duration and a clock can take without overflow, far above any sensible wait.
+    const YEAR: f64 = 365.0 * 86_400.0;
+    let seconds: f64 = text.parse().map_err(|_| "write seconds, as in 30 or 0.5".to_owned())?;
+    if (0.0..=YEAR).contains(&seconds) { Ok(seconds) } else { Err("seconds lie between 0 and one year".to_owned()) }
+}
+
+fn parse_inflation(text: &str) -> Result<f64, String> {
+    let k: f64 = text.parse().map_err(|_| "write a number, as in 2 or 1.5".to_owned())?;
+    if (1.0..=1000.0).contains(&k) { Ok(k) } else { Err("it lies between 1 and 1000".to_owned()) }
+}
+
+fn parse_rate(text: &str) -> Result<String, String> {
+    parse_bytes_per_sec(text).map(|rate| rate.to_string()).map_err(|e| e.to_string())
+}
+
+fn parse_rate_or_none(text: &str) -> Result<String, String> {
+    if text == "none" { Ok(text.to_owned()) } else { parse_rate(text) }
+}
+
+fn parse_failure_domain(text: &str) -> Result<FailureDomain, String> {
+    use serde::Deserialize;
+    let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+        serde::de::IntoDeserializer::into_deserializer(text);
+    FailureDomain::deserialize(deserializer).map_err(|_| "write disk, node, rack, zone or release".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_stable_command_lines_parse() {
+        for line in [
+            "evenkeel demo --size 256MiB --nodes 3 --keep",
+            "evenkeel dev --dir D --nodes 3 --disk-size 4GiB",
+            "evenkeel dev run --dir D --disks-per-node 2",
+            "evenkeel dev add-node --dir D --disk-size 4GiB",
+            "evenkeel dev kill-node --dir D n1 --signal KILL",
+            "evenkeel dev kill-node --dir D coordinator --signal stop",
+            "evenkeel dev start-node --dir D n1",
+            "evenkeel init --dir D",
+            "evenkeel coordinator run --dir D --listen 127.0.0.1:0 --admin 127.0.0.1:0 --grace-seconds 10",
+            "evenkeel node run --dir D --name n1 --api http://127.0.0.1:1 --disk /a,size=1GiB --disk /b",
+            "evenkeel gateway --volume v --socket s",
+            "evenkeel gateway --volume v --listen 127.0.0.1:10809 --take-over",
+            "evenkeel status -o json",
+            "evenkeel -o json --cluster D/cluster.json status",
+            "evenkeel wait ready",
+            "evenkeel wait clean --timeout 12.5",
+            "evenkeel health",
+            "evenkeel events --after 3",
+            "evenkeel node list",
+            "evenkeel node remove n1 --yes",
+            "evenkeel pg show 1.17",
+            "evenkeel pool create p --replicas 2 --failure-domain rack",
+            "evenkeel pool set default --replicas 3",
+            "evenkeel volume create v --size 1GiB",
+            "evenkeel volume resize v --size 2GiB",
+            "evenkeel volume set v --priority -3",
+            "evenkeel volume hash v w",
+            "evenkeel plan --add-node name=n9,disks=1x1TiB --remove-node n1 --replicas default=2",
+            "evenkeel resync set --cap 20MiB/s",
+            "evenkeel resync set --cap none --target-p99-us 0",
+            "evenkeel token create",
+            "evenkeel hash a b",
+            "evenkeel completions bash",
+        ] {
+            if let Err(e) = parse(line) {
+                panic!("{line}: {e}");
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_command_lines_are_refused() {
+        for line in [
+            "evenkeel",
+            "evenkeel dev",
+            "evenkeel dev --nodes 0 --dir D",
+            "evenkeel dev --dir D --nodes 3 add-node --dir D",
+            "evenkeel dev kill-node --dir D n1 --signal HUP",
+            "evenkeel gateway --volume v --socket s --listen 127.0.0.1:1",
+            "evenkeel wait",
+            "evenkeel wait clean --timeout -1",
+            "evenkeel pool set default",
+            "evenkeel pool create p --failure-domain moon",
+            "evenkeel volume create v",
+            "evenkeel volume create v --size 4XB",
+            "evenkeel resync set",
+            "evenkeel resync set --cap quick",
+            "evenkeel resync set --target-inflation 0.5",
+            "evenkeel hash",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_cap_is_sent_in_bytes_per_second() {
+        let Command::Resync(ResyncCommand::Set(set)) = parse("evenkeel resync set --cap 20MiB/s").unwrap().command
+        else {
+            panic!("another command");
+        };
+        assert_eq!(set.cap.as_deref(), Some("20971520"));
+    }
+}

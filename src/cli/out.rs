@@ -1,0 +1,238 @@
+//! Standard output: text, tables and colours.
+//!
+//! Invariants: a closed stdout (`evenkeel … | head`) ends the command quietly and never panics; colour appears only on
+//! a terminal and never when `NO_COLOR` is set.
+//!
+//! Non-goals: progress bars (indicatif draws those on stderr).
+
+use std::io::{self, IsTerminal, Write};
+
+/// The reader of stdout went away. The command ends with success, as the reader has what it wanted.
+#[derive(Debug, thiserror::Error)]
+#[error("stdout is closed")]
+pub struct StdoutClosed;
+
+/// Prints `text` and a line end.
+///
+/// # Errors
+/// [`StdoutClosed`], or what else the write met (a full disk behind a redirection).
+pub fn line(text: impl AsRef<str>) -> anyhow::Result<()> {
+    write_to(&mut io::stdout().lock(), text.as_ref())
+}
+
+fn write_to(out: &mut impl Write, text: &str) -> anyhow::Result<()> {
+    let newline: &[u8] = if text.ends_with('\n') { b"" } else { b"\n" };
+    match out.write_all(text.as_bytes()).and_then(|()| out.write_all(newline)).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
+        Err(e) => Err(anyhow::Error::new(e).context("writing to stdout")),
+    }
+}
+
+/// Prints a line on stderr; a closed stderr is no reason to stop working.
+pub fn note(text: impl AsRef<str>) {
+    let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+}
+
+/// True if stdout may carry colour.
+pub fn colour() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+/// Where a column's text stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Align {
+    Left,
+    Right,
+}
+
+/// A table of text.
+#[derive(Debug)]
+pub struct Table {
+    columns: Vec<(&'static str, Align)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// Columns by title; a title that begins with `>` stands right.
+    pub fn new(titles: &[&'static str]) -> Self {
+        let columns = titles.iter().map(|t| match t.strip_prefix('>') {
+            Some(title) => (title, Align::Right),
+            None => (*t, Align::Left),
+        });
+        Table { columns: columns.collect(), rows: Vec::new() }
+    }
+
+    /// Adds a row; cells that lack stay empty, cells beyond the columns are dropped.
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+        let mut cells = Vec::from(cells);
+        cells.resize(self.columns.len(), String::new());
+        self.rows.push(cells);
+    }
+
+    /// True if it has no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The text, with state words in colour if `colour`.
+    pub fn render(&self, colour: bool) -> String {
+        let width = |i: usize| {
+            let cells = self.rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0);
+            cells.max(self.columns[i].0.chars().count())
+        };
+        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
+        let mut out = String::new();
+        let titles: Vec<String> = self.columns.iter().map(|c| c.0.to_owned()).collect();
+        self.render_row(&mut out, &titles, &widths, |text| if colour { paint(BOLD, text) } else { text.to_owned() });
+        for row in &self.rows {
+            self.render_row(&mut out, row, &widths, |text| if colour { paint_state(text) } else { text.to_owned() });
+        }
+        out
+    }
+
+    fn render_row(&self, out: &mut String, cells: &[String], widths: &[usize], style: impl Fn(&str) -> String) {
+        let mut line = String::new();
+        for (i, cell) in cells.iter().enumerate() {
+            let pad = " ".repeat(widths[i] - cell.chars().count());
+            if i > 0 {
+                line.push_str("  ");
+            }
+            match self.columns[i].1 {
+                Align::Left => line.push_str(&(style(cell) + &pad)),
+                Align::Right => line.push_str(&(pad + &style(cell))),
+            }
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+}
+
+const BOLD: &str = "1";
+const RED: &str = "31";
+const GREEN: &str = "32";
+const YELLOW: &str = "33";
+
+fn paint(code: &str, text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("\x1b[{code}m{text}\x1b[0m") }
+}
+
+/// The text in the colour of the state that it names; other text as it is.
+pub fn paint_state(text: &str) -> String {
+    match text {
+        "ok" | "up" | "clean" => paint(GREEN, text),
+        "warn" | "suspect" | "degraded" | "misplaced" | "draining" | "maintenance" | "deleting" => paint(YELLOW, text),
+        "error" | "down" | "unavailable" | "failed" | "full" => paint(RED, text),
+        _ => text.to_owned(),
+    }
+}
+
+/// A count with thousands separated, as in 12,345.
+pub fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// A duration for people: `0.8 s`, `12 s`, `3 min 5 s`, `2 h 10 min`, `5 d 3 h`.
+pub fn human_seconds(seconds: f64) -> String {
+    // What doesn't fit a u64 (or is no number) is shown as unknown rather than as a wrong number.
+    if !seconds.is_finite() || !(0.0..1e12).contains(&seconds) {
+        return "unknown".to_owned();
+    }
+    if seconds < 10.0 {
+        return format!("{seconds:.1} s");
+    }
+    let s = seconds.round() as u64;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {} s", s / 60, s % 60),
+        3600..86_400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
+        _ => format!("{} d {} h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+/// Microseconds for people: `850 µs`, `1.9 ms`, `2.10 s`.
+pub fn human_us(us: u64) -> String {
+    match us {
+        0..1000 => format!("{us} µs"),
+        1000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
+        _ => format!("{:.2} s", us as f64 / 1e6),
+    }
+}
+
+/// Part of a whole in percent; nothing of nothing is 0 %.
+pub fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "0 %".to_owned() } else { format!("{:.0} %", part as f64 / whole as f64 * 100.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Closed;
+
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_closed_stdout_is_its_own_error() {
+        let error = write_to(&mut Closed, "x").unwrap_err();
+        assert!(error.downcast_ref::<StdoutClosed>().is_some());
+    }
+
+    #[test]
+    fn one_line_end_is_enough() {
+        let mut out = Vec::new();
+        write_to(&mut out, "a").unwrap();
+        write_to(&mut out, "b\n").unwrap();
+        assert_eq!(out, b"a\nb\n");
+    }
+
+    #[test]
+    fn columns_line_up_and_lines_have_no_trailing_blanks() {
+        let mut table = Table::new(&["NAME", ">SIZE", "STATE"]);
+        table.row(["vm-één".into(), "1 GiB".into(), "ok".into()]);
+        table.row(["b".into(), "10.5 GiB".into()]);
+        let text = table.render(false);
+        assert_eq!(text, "NAME        SIZE  STATE\nvm-één     1 GiB  ok\nb       10.5 GiB\n");
+    }
+
+    #[test]
+    fn colour_does_not_change_the_layout() {
+        let mut table = Table::new(&["STATE", "X"]);
+        table.row(["up".into(), "1".into()]);
+        table.row(["degraded".into(), "2".into()]);
+        let plain = table.render(false);
+        let mut stripped = table.render(true);
+        assert!(stripped.contains("\x1b[32mup\x1b[0m"));
+        for code in ["\x1b[0m", "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m"] {
+            stripped = stripped.replace(code, "");
+        }
+        assert_eq!(stripped, plain);
+    }
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(
+            [0.84, 12.4, 185.0, 7800.0, 442_800.0, f64::NAN].map(human_seconds),
+            ["0.8 s", "12 s", "3 min 5 s", "2 h 10 min", "5 d 3 h", "unknown"]
+        );
+        assert_eq!([850, 1900, 2_100_000].map(human_us), ["850 µs", "1.9 ms", "2.10 s"]);
+        assert_eq!(percent(1, 4), "25 %");
+        assert_eq!(percent(0, 0), "0 %");
+    }
+}

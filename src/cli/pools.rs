@@ -1,0 +1,271 @@
+//! `pool` and `volume`.
+
+use crate::api::types::{Done, PoolCreate, PoolInfo, PoolSet, VolumeCreate, VolumeInfo, VolumeSet};
+use crate::core::cluster::FailureDomain;
+use crate::core::units::{CHUNK_BYTES, HumanBytes, SECTOR_BYTES};
+
+use super::args::{PoolCommand, PoolCreateArgs, VolumeCommand};
+use super::client::{Client, segment};
+use super::out::{self, Table};
+use super::{Session, daemons, need_yes};
+
+/// `pool …`.
+pub fn pool(session: &Session, command: PoolCommand) -> anyhow::Result<()> {
+    let client = session.client()?;
+    match command {
+        PoolCommand::Create(args) => create_pool(session, &client, args),
+        PoolCommand::List => {
+            let text = client.get_text("/v1/pools")?;
+            session.show(&client, &text, |pools: Vec<PoolInfo>| pools_table(&pools))
+        }
+        PoolCommand::Show { name } => {
+            let text = client.get_text(&pool_path(&name))?;
+            session.show(&client, &text, |pool: PoolInfo| pools_table(&[pool]))
+        }
+        PoolCommand::Set(args) => {
+            let change = PoolSet {
+                replicas: args.change.replicas,
+                min_replicas: args.change.min_replicas,
+                failure_domain: args.change.failure_domain,
+                durability: args.change.durability,
+            };
+            let text = client.patch_text(&pool_path(&args.name), &change)?;
+            session.show(&client, &text, |pool: PoolInfo| format!("pool {} is now {}", pool.name, rule(&pool)))
+        }
+        PoolCommand::Delete { name, yes, if_exists } => {
+            need_yes(yes, &format!("pool {name} would be deleted"))?;
+            delete(session, &client, &pool_path(&name), if_exists, &format!("there is no pool {name}"))
+        }
+    }
+}
+
+fn create_pool(session: &Session, client: &Client, args: PoolCreateArgs) -> anyhow::Result<()> {
+    let request = PoolCreate {
+        name: args.name.clone(),
+        replicas: args.replicas,
+        min_replicas: args.min_replicas,
+        failure_domain: args.failure_domain,
+        class: args.class,
+        pg_count: args.pg_count,
+        durability: args.durability,
+    };
+    match client.post_text("/v1/pools", &request) {
+        Ok(text) => session.show(client, &text, |pool: PoolInfo| format!("made pool {}: {}", pool.name, rule(&pool))),
+        Err(e) if e.is_conflict() && args.if_not_exists => {
+            let text = client.get_text(&pool_path(&args.name))?;
+            session
+                .show(client, &text, |pool: PoolInfo| format!("pool {} is there already: {}", pool.name, rule(&pool)))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn rule(pool: &PoolInfo) -> String {
+    format!(
+        "{} replicas (IO waits below {}), failure domain {}, {} PGs, durability {}",
+        pool.replicas,
+        pool.min_replicas,
+        domain(pool.failure_domain),
+        pool.pg_count,
+        pool.durability
+    )
+}
+
+fn domain(domain: FailureDomain) -> &'static str {
+    match domain {
+        FailureDomain::Disk => "disk",
+        FailureDomain::Node => "node",
+        FailureDomain::Rack => "rack",
+        FailureDomain::Zone => "zone",
+        FailureDomain::Release => "release",
+    }
+}
+
+fn pools_table(pools: &[PoolInfo]) -> String {
+    let mut table =
+        Table::new(&["POOL", "ID", ">REPLICAS", ">MIN", "DOMAIN", "CLASS", ">PGS", "DURABILITY", ">VOLUMES"]);
+    for pool in pools {
+        table.row([
+            pool.name.clone(),
+            pool.id.to_string(),
+            pool.replicas.to_string(),
+            pool.min_replicas.to_string(),
+            domain(pool.failure_domain).to_owned(),
+            if pool.class.is_empty() { "any".to_owned() } else { pool.class.clone() },
+            pool.pg_count.to_string(),
+            pool.durability.clone(),
+            pool.volumes.to_string(),
+        ]);
+    }
+    table.render(out::colour())
+}
+
+/// `volume …`.
+pub fn volume(session: &Session, command: VolumeCommand) -> anyhow::Result<()> {
+    let client = session.client()?;
+    match command {
+        VolumeCommand::Create { name, size, pool, if_not_exists } => {
+            check_size(size)?;
+            let request = VolumeCreate { name: name.clone(), size_bytes: size, pool };
+            let (text, word) = match client.post_text("/v1/volumes", &request) {
+                Ok(text) => (text, "made"),
+                Err(e) if e.is_conflict() && if_not_exists => {
+                    let text = client.get_text(&volume_path(&name))?;
+                    let there: VolumeInfo = client.decode(&text)?;
+                    anyhow::ensure!(
+                        there.size_bytes == size,
+                        "volume {name} is there already with {} bytes, not {size}; `evenkeel volume resize` changes it",
+                        there.size_bytes
+                    );
+                    (text, "already there:")
+                }
+                Err(e) => return Err(e.into()),
+            };
+            session.show(&client, &text, |v: VolumeInfo| {
+                format!(
+                    "{word} volume {}: {} in pool {}, on {} PGs",
+                    v.name,
+                    HumanBytes(v.size_bytes),
+                    v.pool,
+                    v.pgs.total
+                )
+            })
+        }
+        VolumeCommand::List => {
+            let text = client.get_text("/v1/volumes")?;
+            session.show(&client, &text, |volumes: Vec<VolumeInfo>| volumes_table(&volumes))
+        }
+        VolumeCommand::Show { name } => {
+            let text = client.get_text(&volume_path(&name))?;
+            session.show(&client, &text, |volume: VolumeInfo| show_volume(&volume))
+        }
+        VolumeCommand::Resize { name, size, yes } => resize(session, &client, &name, size, yes),
+        VolumeCommand::Set { name, priority } => {
+            let change = VolumeSet { priority: Some(priority), ..VolumeSet::default() };
+            let text = client.patch_text(&volume_path(&name), &change)?;
+            session.show(&client, &text, |v: VolumeInfo| format!("volume {} has priority {}", v.name, v.priority))
+        }
+        VolumeCommand::Delete { name, yes, if_exists } => {
+            need_yes(yes, &format!("volume {name} and its data would be deleted"))?;
+            delete(session, &client, &volume_path(&name), if_exists, &format!("there is no volume {name}"))
+        }
+        VolumeCommand::Hash { names } => hash_volumes(session, &client, &names),
+    }
+}
+
+fn resize(session: &Session, client: &Client, name: &str, size: u64, yes: bool) -> anyhow::Result<()> {
+    check_size(size)?;
+    let before: VolumeInfo = client.get(&volume_path(name))?;
+    if size < before.size_bytes {
+        let lost = HumanBytes(before.size_bytes - size);
+        need_yes(yes, &format!("shrinking volume {name} drops its last {lost}"))?;
+    }
+    let change = VolumeSet { size_bytes: Some(size), allow_shrink: yes, ..VolumeSet::default() };
+    let text = client.patch_text(&volume_path(name), &change)?;
+    session.show(client, &text, |v: VolumeInfo| {
+        format!("volume {} has {} (before: {})", v.name, HumanBytes(v.size_bytes), HumanBytes(before.size_bytes))
+    })
+}
+
+fn hash_volumes(session: &Session, client: &Client, names: &[String]) -> anyhow::Result<()> {
+    let mut hashes = Vec::new();
+    for name in names {
+        // Asked first, so that an unknown volume is the API's sentence, at once.
+        client.get_text(&volume_path(name))?;
+        let hash = hex::encode(daemons::volume_hash(client.access(), name)?);
+        if session.json() {
+            hashes.push(serde_json::json!({"hash": hash, "name": name}));
+        } else {
+            out::line(format!("{hash}  {name}"))?;
+        }
+    }
+    if session.json() { out::line(serde_json::Value::Array(hashes).to_string()) } else { Ok(()) }
+}
+
+fn delete(session: &Session, client: &Client, path: &str, if_exists: bool, absent: &str) -> anyhow::Result<()> {
+    match client.delete_text(path) {
+        Ok(text) => session.show(client, &text, |done: Done| done.message),
+        Err(e) if if_exists && e.is_not_found() => {
+            let done = Done { message: format!("{absent}; nothing to do") };
+            session.show_one(&done, |d| d.message.clone())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Checked here too, so that the sentence can name the nearest size that works.
+fn check_size(size: u64) -> anyhow::Result<()> {
+    anyhow::ensure!(size > 0, "a volume can't have 0 bytes");
+    let rest = size % SECTOR_BYTES;
+    anyhow::ensure!(
+        rest == 0,
+        "a volume's size is a multiple of {SECTOR_BYTES} bytes: not {size}, but {} or {}",
+        size - rest,
+        size - rest + SECTOR_BYTES
+    );
+    Ok(())
+}
+
+fn volumes_table(volumes: &[VolumeInfo]) -> String {
+    let mut table = Table::new(&["VOLUME", "ID", "POOL", ">SIZE", "STATE", ">PRIORITY", "ATTACHED TO"]);
+    for v in volumes {
+        table.row([
+            v.name.clone(),
+            v.id.to_string(),
+            v.pool.clone(),
+            HumanBytes(v.size_bytes).to_string(),
+            v.state.clone(),
+            v.priority.to_string(),
+            v.attached_to.clone().unwrap_or_default(),
+        ]);
+    }
+    table.render(out::colour())
+}
+
+fn show_volume(v: &VolumeInfo) -> String {
+    let disks: Vec<String> = v.disks.iter().map(|d| d.to_string()).collect();
+    let stripes: Vec<String> = v
+        .stripes
+        .iter()
+        .map(|s| format!("from {} on {} PGs", HumanBytes(u64::from(s.first_chunk) * CHUNK_BYTES), s.pgs.len()))
+        .collect();
+    format!(
+        "volume    {} ({})\npool      {}\nsize      {} ({} bytes)\nstate     {}\nattached  {}\npriority  {}\n\
+         PGs       {}: {} clean, {} degraded, {} unavailable\nlayout    {}\ndisks     {}\n",
+        v.name,
+        v.id,
+        v.pool,
+        HumanBytes(v.size_bytes),
+        v.size_bytes,
+        if out::colour() { out::paint_state(&v.state) } else { v.state.clone() },
+        v.attached_to.as_deref().unwrap_or("no"),
+        v.priority,
+        v.pgs.total,
+        v.pgs.clean,
+        v.pgs.degraded,
+        v.pgs.unavailable,
+        stripes.join(", "),
+        disks.join(" ")
+    )
+}
+
+fn pool_path(name: &str) -> String {
+    format!("/v1/pools/{}", segment(name))
+}
+
+fn volume_path(name: &str) -> String {
+    format!("/v1/volumes/{}", segment(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_size_is_answered_with_the_next_right_ones() {
+        assert!(check_size(512).is_ok() && check_size(4 << 30).is_ok());
+        let error = check_size(1000).unwrap_err().to_string();
+        assert!(error.contains("512 or 1024"), "{error}");
+        assert!(check_size(0).is_err());
+    }
+}

@@ -1,0 +1,339 @@
+//! `status`, `health`, `wait`, `events`.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crate::api::types::{Event, PgCounts, ResyncStatus, Status};
+use crate::core::units::HumanBytes;
+
+use super::Session;
+use super::args::{EventsArgs, WaitArgs, WaitFor};
+use super::client::{Client, RequestApi};
+use super::out::{self, Table};
+
+/// Between two looks at the cluster's state; a script notices no longer delay than this.
+const POLL_EVERY: Duration = Duration::from_millis(200);
+/// Enough for an answer from memory even on a loaded machine.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// See its use.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// `status`.
+pub fn status(session: &Session) -> anyhow::Result<()> {
+    let client = session.client()?;
+    let text = client.get_text("/v1/status")?;
+    session.show(&client, &text, |status: Status| render(&status, out::colour()))
+}
+
+/// `health`: the exit code says it to scripts.
+pub fn health(session: &Session) -> anyhow::Result<ExitCode> {
+    let client = session.client()?;
+    let status = match client.status() {
+        Ok(status) => status,
+        Err(e) => {
+            out::line(if session.json() {
+                serde_json::json!({"health": "error", "health_reasons": [e.to_string()]}).to_string()
+            } else {
+                format!("error\n{e}")
+            })?;
+            return Ok(ExitCode::from(2));
+        }
+    };
+    if session.json() {
+        let health = serde_json::json!({"health": status.health, "health_reasons": status.health_reasons});
+        out::line(health.to_string())?;
+    } else {
+        let word = if out::colour() { out::paint_state(&status.health) } else { status.health.clone() };
+        out::line([vec![word], status.health_reasons].concat().join("\n"))?;
+    }
+    Ok(ExitCode::from(match status.health.as_str() {
+        "ok" => 0,
+        "warn" => 1,
+        _ => 2,
+    }))
+}
+
+/// `wait`.
+pub fn wait(session: &Session, args: WaitArgs) -> anyhow::Result<()> {
+    let client = session.client()?;
+    let deadline = Instant::now() + Duration::from_secs_f64(args.timeout);
+    let mut said = false;
+    let last = wait_until(
+        &client,
+        deadline,
+        |error| {
+            if !std::mem::replace(&mut said, true) {
+                out::note(format!("evenkeel: {error}; trying again for up to {} s", args.timeout));
+            }
+            false
+        },
+        |status| missing_for(args.what, status),
+    );
+    match last {
+        Ok(_) => Ok(()),
+        Err(missing) => {
+            let what = if args.what == WaitFor::Ready { "ready" } else { "clean" };
+            anyhow::bail!("not {what} after {} s: {missing}", args.timeout)
+        }
+    }
+}
+
+/// Polls until `missing` finds nothing or the deadline passes; then says what is missing. `on_error` hears of each
+/// failed request and may say true to give up.
+pub fn wait_until(
+    client: &Client,
+    deadline: Instant,
+    mut on_error: impl FnMut(&RequestApi) -> bool,
+    mut missing: impl FnMut(&Status) -> Option<String>,
+) -> Result<Status, String> {
+    loop {
+        // A frozen coordinator must not hold the wait beyond its end; a moment is always given.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let reason = match client.within(left.clamp(MOMENT, ANSWER_TIMEOUT)).status() {
+            Ok(status) => match missing(&status) {
+                None => return Ok(status),
+                Some(reason) => reason,
+            },
+            Err(e) if !e.is_transient() || on_error(&e) => return Err(e.to_string()),
+            Err(e) => e.to_string(),
+        };
+        if Instant::now() >= deadline {
+            return Err(reason);
+        }
+        std::thread::sleep(POLL_EVERY.min(deadline.saturating_duration_since(Instant::now())));
+    }
+}
+
+/// What keeps the cluster from being ready or clean; `None`: it is.
+pub fn missing_for(what: WaitFor, status: &Status) -> Option<String> {
+    let PgCounts { total, clean, degraded, unavailable, misplaced } = status.pgs;
+    if !status.nodes.iter().any(|n| matches!(n.state.as_str(), "up" | "draining")) {
+        return Some("no node is up".to_owned());
+    }
+    if unavailable > 0 {
+        return Some(format!("{unavailable} of {total} PGs are unavailable"));
+    }
+    if what == WaitFor::Ready {
+        return None;
+    }
+    let resync = &status.resync;
+    if degraded > 0 || clean < total {
+        return Some(format!("{degraded} of {total} PGs are degraded ({})", resync_line(resync)));
+    }
+    if misplaced > 0 {
+        return Some(format!("{misplaced} of {total} PGs are misplaced ({})", resync_line(resync)));
+    }
+    if status.plan_pending {
+        return Some("a plan waits for its debounce".to_owned());
+    }
+    if resync.active_moves > 0 || resync.pending_moves > 0 {
+        return Some(format!("moves run ({})", resync_line(resync)));
+    }
+    None
+}
+
+/// `events`.
+pub fn events(session: &Session, args: EventsArgs) -> anyhow::Result<()> {
+    let client = session.client()?;
+    let mut after = args.after;
+    let mut silent_since_error = false;
+    loop {
+        let text = match client.get_text(&format!("/v1/events?after={after}")) {
+            Ok(text) => text,
+            Err(e) if args.follow && e.is_transient() => {
+                if !std::mem::replace(&mut silent_since_error, true) {
+                    out::note(format!("evenkeel: {e}; trying again each second"));
+                }
+                std::thread::sleep(Duration::from_secs(1));
+                continue;
+            }
+            Err(e) => return Err(e.into()),
+        };
+        silent_since_error = false;
+        let events: Vec<Event> = client.decode(&text)?;
+        after = events.iter().map(|e| e.id).fold(after, u64::max);
+        if session.json() && !args.follow {
+            out::line(&text)?;
+        } else {
+            for event in &events {
+                out::line(if session.json() { serde_json::to_string(event)? } else { event_line(event) })?;
+            }
+        }
+        if !args.follow {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn event_line(event: &Event) -> String {
+    format!("{:>6}  {}  {:<16}  {}", event.id, utc(event.unix_ms), event.kind, event.text)
+}
+
+/// Unix milliseconds as `2026-01-31 12:00:00Z`. Civil-from-days of Howard Hinnant's "chrono-Compatible Low-Level Date
+/// Algorithms".
+fn utc(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    let z = days + 719_468;
+    let (era, of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (h, m, s) = (of_day / 3600, of_day % 3600 / 60, of_day % 60);
+    format!("{year}-{month:02}-{day:02} {h:02}:{m:02}:{s:02}Z")
+}
+
+fn render(status: &Status, colour: bool) -> String {
+    let state = |text: &str| if colour { out::paint_state(text) } else { text.to_owned() };
+    let PgCounts { total, clean, degraded, unavailable, misplaced } = status.pgs;
+    let mut text = format!(
+        "cluster  {}, feature level {}, map version {}\nhealth   {}\n",
+        status.cluster,
+        status.feature_level,
+        status.map_version,
+        state(&status.health)
+    );
+    for reason in &status.health_reasons {
+        text += &format!("         - {reason}\n");
+    }
+    text += &format!(
+        "PGs      {total}: {clean} clean ({misplaced} of them misplaced), {degraded} degraded, {unavailable} \
+         unavailable\n"
+    );
+    text += &format!(
+        "space    {} used of {} ({}), {} provisioned\n",
+        HumanBytes(status.used_bytes),
+        HumanBytes(status.capacity_bytes),
+        out::percent(status.used_bytes, status.capacity_bytes),
+        HumanBytes(status.provisioned_bytes)
+    );
+    let f = &status.foreground;
+    text += &format!(
+        "guests   {} reads/s, {} writes/s, p50 {}, p99 {}\n",
+        out::thousands(f.read_iops),
+        out::thousands(f.write_iops),
+        out::human_us(f.p50_us),
+        out::human_us(f.p99_us)
+    );
+    let pending = if status.plan_pending { "; a plan waits for its debounce" } else { "" };
+    text += &format!("resync   {}{pending}\n\n", resync_line(&status.resync));
+    let mut nodes = Table::new(&["NODE", "ID", "STATE"]);
+    for node in &status.nodes {
+        nodes.row([node.name.clone(), node.id.to_string(), node.state.clone()]);
+    }
+    text += &nodes.render(colour);
+    let mut disks = Table::new(&["DISK", "NODE", "STATE", ">USED", ">CAPACITY", ">FULL", ">PG REPLICAS", ">PRIMARIES"]);
+    for disk in &status.disks {
+        disks.row([
+            disk.id.to_string(),
+            disk.node.clone(),
+            disk.state.clone(),
+            HumanBytes(disk.used_bytes).to_string(),
+            HumanBytes(disk.capacity_bytes).to_string(),
+            out::percent(disk.used_bytes, disk.capacity_bytes),
+            disk.pg_replicas.to_string(),
+            disk.primaries.to_string(),
+        ]);
+    }
+    if disks.is_empty() { text } else { text + "\n" + &disks.render(colour) }
+}
+
+/// Resync in one line.
+pub fn resync_line(resync: &ResyncStatus) -> String {
+    if resync.active_moves == 0 && resync.pending_moves == 0 {
+        let paused = if resync.paused { ", paused" } else { "" };
+        return format!("idle{paused}, {} copied so far", HumanBytes(resync.bytes_done));
+    }
+    let mut line = format!(
+        "{} moves active, {} to do in all, {} left, {}/s",
+        resync.active_moves,
+        resync.pending_moves.max(resync.active_moves),
+        HumanBytes(resync.bytes_left),
+        HumanBytes(resync.rate_bytes_per_sec)
+    );
+    if let Some(eta) = resync.eta_seconds {
+        line += &format!(", {} to go", out::human_seconds(eta));
+    }
+    if resync.paused {
+        line += ", paused";
+    } else if !resync.limited_by.is_empty() {
+        line += &format!(", limited by {}", resync.limited_by);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::NodeStatus;
+    use crate::core::ids::NodeId;
+
+    fn well() -> Status {
+        Status {
+            health: "ok".into(),
+            pgs: PgCounts { total: 8, clean: 8, ..PgCounts::default() },
+            nodes: vec![NodeStatus { id: NodeId(1), name: "n1".into(), state: "up".into() }],
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn clean_means_nothing_to_do() {
+        assert_eq!(missing_for(WaitFor::Clean, &well()), None);
+        let spoil: [fn(&mut Status); 5] = [
+            |s| (s.pgs.clean, s.pgs.degraded) = (7, 1),
+            |s| s.pgs.misplaced = 1,
+            |s| s.plan_pending = true,
+            |s| s.resync.active_moves = 1,
+            |s| s.resync.pending_moves = 1,
+        ];
+        for change in spoil {
+            let mut status = well();
+            change(&mut status);
+            assert_eq!(missing_for(WaitFor::Ready, &status), None, "{status:?}");
+            assert!(missing_for(WaitFor::Clean, &status).is_some(), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn ready_means_that_io_is_served() {
+        let mut status = well();
+        status.pgs = PgCounts { total: 8, clean: 7, unavailable: 1, ..PgCounts::default() };
+        assert!(missing_for(WaitFor::Ready, &status).unwrap().contains("unavailable"));
+        let mut status = well();
+        status.nodes[0].state = "down".into();
+        assert!(missing_for(WaitFor::Ready, &status).is_some());
+    }
+
+    #[test]
+    fn the_status_shows_what_is_wrong() {
+        let mut status = well();
+        status.health = "warn".into();
+        status.health_reasons = vec!["node n2 is down".into()];
+        status.resync = ResyncStatus {
+            active_moves: 2,
+            pending_moves: 5,
+            bytes_left: 1 << 30,
+            rate_bytes_per_sec: 100 << 20,
+            eta_seconds: Some(10.24),
+            limited_by: "network".into(),
+            ..ResyncStatus::default()
+        };
+        let text = render(&status, false);
+        assert!(text.contains("- node n2 is down"), "{text}");
+        assert!(text.contains("2 moves active, 5 to do in all, 1 GiB left, 100 MiB/s, 10 s to go, limited by network"));
+        assert!(!text.contains('\x1b'));
+        assert!(render(&status, true).contains("\x1b[33mwarn\x1b[0m"));
+    }
+
+    #[test]
+    fn times_are_utc() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00Z");
+        assert_eq!(utc(951_782_400_000), "2000-02-29 00:00:00Z");
+        assert_eq!(utc(1_767_225_599_999), "2025-12-31 23:59:59Z");
+    }
+}

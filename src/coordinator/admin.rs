@@ -1,0 +1,425 @@
+//! Calls of the admin API: reads from the views, changes as commands, answers once they are durable.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::owner::{Effect, Owner};
+use super::{plan, whatif, wiring};
+use crate::api::calls::{AdminCall, AdminMessage, Answer, CallFailed};
+use crate::api::types::*;
+use crate::core::cluster::command::{Command, Outcome, PoolSpec, Refusal, RefusalKind};
+use crate::core::cluster::{NodeAdminState, Replica};
+use crate::core::ids::{PgId, PoolId};
+use crate::core::placement as place;
+use crate::core::units::parse_bytes_per_sec;
+use crate::meta::envelope;
+use crate::meta::records::{JsonRecord, kind};
+use crate::net::ca::CaError;
+use crate::net::identity::{Role, RoleKind, cert_pem};
+use crate::net::token::{JoinToken, TokenRecord};
+
+/// Who changes things through the API.
+const OPERATOR: &str = "operator";
+/// A join token lives for an hour unless said otherwise, and never longer than this.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 86_400);
+
+impl From<Refusal> for CallFailed {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal.kind() {
+            RefusalKind::NotFound => 404,
+            RefusalKind::Invalid => 400,
+            RefusalKind::Conflict => 409,
+        };
+        CallFailed::new(status, refusal.to_string())
+    }
+}
+
+impl Owner {
+    pub(super) fn handle_admin(&mut self, message: AdminMessage) {
+        let AdminMessage { call, reply } = message;
+        if let AdminCall::Plan(request) = call {
+            return self.what_if(request, reply);
+        }
+        let answer = self.answer(call);
+        self.effects.push(Effect::Answer(reply, answer));
+    }
+
+    fn answer(&mut self, call: AdminCall) -> Answer {
+        let map = self.state.map();
+        match call {
+            AdminCall::Status => json(&self.status()),
+            AdminCall::Nodes => json(&self.node_infos()),
+            AdminCall::Node(name) => self.node(&name),
+            AdminCall::Disks => json(&self.disk_infos()),
+            AdminCall::Pools => json(&map.pools.values().map(|p| self.pool_info(p)).collect::<Vec<_>>()),
+            AdminCall::Pool(name) => self.pool(&name),
+            AdminCall::Volumes => json(&map.volumes.values().map(|v| self.volume_info(v)).collect::<Vec<_>>()),
+            AdminCall::Volume(name) => self.volume(&name),
+            AdminCall::Pgs => json(&self.pg_infos()),
+            AdminCall::Pg(id) => {
+                let pg: PgId = id.parse().map_err(|e| CallFailed::new(400, format!("{e}")))?;
+                let config = map.pgs.get(&pg).ok_or(Refusal::Unknown { what: "pg", name: id })?;
+                json(&self.pg_info(config, &self.planning.misplaced()))
+            }
+            AdminCall::Map => json(&MapSummary {
+                epoch: map.epoch,
+                version: map.version,
+                pools: map.pools.values().map(|p| self.pool_info(p)).collect(),
+                nodes: self.node_infos(),
+                volumes: map.volumes.values().map(|v| self.volume_info(v)).collect(),
+                pgs: self.pg_infos(),
+            }),
+            AdminCall::Resync => json(&self.resync_info()),
+            AdminCall::Events { after } => json(&self.events.after(after)),
+            AdminCall::Metrics => {
+                self.show_metrics();
+                Ok(self.facts.metrics.text().into_bytes())
+            }
+            AdminCall::PoolCreate(request) => self.create_pool(request),
+            AdminCall::PoolSet(name, request) => self.set_pool(&name, request),
+            AdminCall::PoolDelete(name) => {
+                self.apply(OPERATOR, Command::DeletePool { pool: name.clone() })?;
+                self.planning.touch(self.now);
+                json(&Done { message: format!("pool {name} was deleted") })
+            }
+            AdminCall::VolumeCreate(request) => {
+                let pool = request.pool.unwrap_or_else(|| "default".to_owned());
+                let (name, size_bytes) = (request.name, request.size_bytes);
+                self.apply(OPERATOR, Command::CreateVolume { name: name.clone(), pool, size_bytes })?;
+                self.volume(&name)
+            }
+            AdminCall::VolumeSet(name, request) => {
+                if let Some(size_bytes) = request.size_bytes {
+                    self.apply(OPERATOR, Command::ResizeVolume { volume: name.clone(), size_bytes })?;
+                }
+                if let Some(priority) = request.priority {
+                    self.apply(OPERATOR, Command::SetVolume { volume: name.clone(), priority })?;
+                }
+                self.volume(&name)
+            }
+            AdminCall::VolumeDelete(name) => {
+                self.apply(OPERATOR, Command::DeleteVolume { volume: name.clone() })?;
+                json(&Done { message: format!("volume {name} is being deleted; its space returns within moments") })
+            }
+            AdminCall::NodeState(name, request) => self.set_node_state(&name, request.state),
+            AdminCall::ResyncSet(request) => self.set_resync(request),
+            AdminCall::TokenCreate(request) => self.create_token(&request),
+            AdminCall::Join(request) => self.join(request),
+            AdminCall::Certificate(request) => self.certify(&request),
+            AdminCall::Plan(_) => Err(CallFailed::new(500, "a plan is answered elsewhere")),
+        }
+    }
+
+    fn node(&self, name: &str) -> Answer {
+        let found = self.node_infos().into_iter().filter(|n| n.name == name || n.id.to_string() == name);
+        let unknown = || Refusal::Unknown { what: "node", name: name.to_owned() };
+        json(&found.max_by_key(|n| n.id).ok_or_else(unknown)?)
+    }
+
+    fn pool(&self, name: &str) -> Answer {
+        let found = self.state.map().pools.values().find(|p| p.name == name);
+        let unknown = || Refusal::Unknown { what: "pool", name: name.to_owned() };
+        json(&self.pool_info(found.ok_or_else(unknown)?))
+    }
+
+    fn volume(&self, name: &str) -> Answer {
+        let found = self.state.map().volumes.values().find(|v| v.name == name);
+        let unknown = || Refusal::Unknown { what: "volume", name: name.to_owned() };
+        json(&self.volume_info(found.ok_or_else(unknown)?))
+    }
+
+    fn create_pool(&mut self, request: PoolCreate) -> Answer {
+        let map = self.state.map();
+        let replicas = request.replicas.unwrap_or(3);
+        let min_replicas = request.min_replicas.unwrap_or(replicas.saturating_sub(1).max(1));
+        let class = request.class.unwrap_or_default();
+        let default_pgs = || plan::default_pg_count(map, replicas, &class);
+        let spec = PoolSpec {
+            name: request.name.clone(),
+            replicas,
+            min_replicas,
+            failure_domain: request.failure_domain.unwrap_or_default(),
+            pg_count: request.pg_count.unwrap_or_else(default_pgs),
+            class,
+            durable_writes: durability(request.durability.as_deref())?.unwrap_or(false),
+        };
+        if spec.pg_count > crate::core::cluster::state::PG_COUNT_MAX {
+            return Err(Refusal::PgCountInvalid(spec.pg_count).into());
+        }
+        let input = plan::input(map, &self.runtime, &self.pg_bytes, self.now);
+        let rule = crate::core::cluster::Pool {
+            id: PoolId(self.state.next_ids().pool),
+            name: spec.name.clone(),
+            replicas,
+            min_replicas,
+            failure_domain: spec.failure_domain,
+            class: spec.class.clone(),
+            pg_count: spec.pg_count,
+            durable_writes: spec.durable_writes,
+        };
+        let mut rows = place::initial(&input, &plan::pool_spec(&rule));
+        rows.sort_by_key(|r| r.pg);
+        let boot = |disk: &crate::core::ids::DiskId| self.runtime.live_replica(*disk);
+        let members: Vec<Vec<Replica>> = rows.iter().map(|r| r.disks.iter().filter_map(boot).collect()).collect();
+        self.apply(OPERATOR, Command::CreatePool { spec, members: members.clone() })?;
+        let map = self.state.map().clone();
+        for config in map.pgs.values().filter(|c| c.pg.pool == rule.id) {
+            for member in &config.members {
+                self.runtime.note_copy(*member, config, true);
+            }
+        }
+        self.pool(&request.name)
+    }
+
+    fn set_pool(&mut self, name: &str, request: PoolSet) -> Answer {
+        let command = Command::SetPool {
+            pool: name.to_owned(),
+            replicas: request.replicas,
+            min_replicas: request.min_replicas,
+            failure_domain: request.failure_domain,
+            durable_writes: durability(request.durability.as_deref())?,
+        };
+        let applied = self.apply(OPERATOR, command)?;
+        if !applied.changed.is_empty() {
+            let map = self.state.map();
+            let pool = map.pools.values().find(|p| p.name == name).map(|p| p.id);
+            let pgs: Vec<PgId> = map.pgs.keys().filter(|pg| Some(pg.pool) == pool).copied().collect();
+            self.runtime.no_grace.extend(pgs);
+            self.planning.touch(self.now);
+        }
+        self.pool(name)
+    }
+
+    fn set_node_state(&mut self, name: &str, state: NodeAdminState) -> Answer {
+        let map = self.state.map();
+        let found = map.nodes.values().filter(|n| n.name == name || n.id.to_string() == name).max_by_key(|n| n.id);
+        let node = found.map(|n| n.id);
+        let name = found.map_or_else(|| name.to_owned(), |n| n.name.clone());
+        let name = name.as_str();
+        let held = map
+            .pgs
+            .values()
+            .filter(|c| c.members.iter().any(|m| map.disks.get(&m.disk).is_some_and(|d| Some(d.node) == node)));
+        let held: Vec<PgId> = held.map(|c| c.pg).collect();
+        let removing = state == NodeAdminState::Removed;
+        let answers = node.and_then(|n| self.runtime.nodes.get(&n)).is_some_and(|v| v.conn.is_some());
+        if removing && answers && !held.is_empty() {
+            return Err(Refusal::NodeInUse { node: name.to_owned(), replicas: held.len() }.into());
+        }
+        self.apply(OPERATOR, Command::SetNodeState { node: name.to_owned(), state })?;
+        if removing {
+            self.runtime.no_grace.extend(held);
+            let short: Vec<PgId> = self.runtime.short_since.keys().copied().collect();
+            self.runtime.no_grace.extend(short);
+        }
+        self.planning.touch(self.now);
+        self.node(name)
+    }
+
+    fn set_resync(&mut self, request: ResyncSet) -> Answer {
+        let mut settings = self.state.map().settings.clone();
+        let r = &mut settings.resync;
+        let rate = |text: &str| parse_bytes_per_sec(text).map_err(|e| CallFailed::new(400, e.to_string()));
+        match request.cap.as_deref() {
+            Some("none") => r.cap_bytes_per_sec = None,
+            Some(text) => r.cap_bytes_per_sec = Some(rate(text)?),
+            None => {}
+        }
+        match request.floor.as_deref() {
+            Some(text) => r.floor_bytes_per_sec = rate(text)?,
+            // A cap below the default floor means both.
+            None => r.floor_bytes_per_sec = r.floor_bytes_per_sec.min(r.cap_bytes_per_sec.unwrap_or(u64::MAX)),
+        }
+        r.target_inflation = request.target_inflation.unwrap_or(r.target_inflation);
+        match request.target_p99_us {
+            Some(0) => r.target_p99_us = None,
+            Some(us) => r.target_p99_us = Some(us),
+            None => {}
+        }
+        r.paused = request.paused.unwrap_or(r.paused);
+        let text = format!(
+            "Resync: cap {}, floor {} bytes/s, target {} × quiet, {}.",
+            r.cap_bytes_per_sec.map_or_else(|| "none".to_owned(), |c| format!("{c} bytes/s")),
+            r.floor_bytes_per_sec,
+            r.target_inflation,
+            if r.paused { "paused" } else { "running" }
+        );
+        let applied = self.apply(OPERATOR, Command::SetSettings { settings })?;
+        if !applied.changed.is_empty() {
+            self.tell("resync-set", OPERATOR, text);
+        }
+        json(&self.resync_info())
+    }
+
+    fn what_if(&mut self, request: PlanRequest, reply: oneshot::Sender<Answer>) {
+        let input = plan::input(self.state.map(), &self.runtime, &self.pg_bytes, self.now);
+        let names = self.state.map().clone();
+        let cap = names.settings.resync.cap_bytes_per_sec;
+        tokio::task::spawn_blocking(move || {
+            let answer = whatif::answer(input, &names, cap, &request).and_then(|a| json(&a));
+            // The client may have hung up.
+            let _ = reply.send(answer);
+        });
+    }
+
+    fn create_token(&mut self, request: &TokenCreate) -> Answer {
+        let role = match request.role.as_str() {
+            "node" => RoleKind::Node,
+            "gateway" => RoleKind::Gateway,
+            "operator" => RoleKind::Operator,
+            "viewer" => RoleKind::Viewer,
+            other => {
+                let text = format!("{other:?} is no role: choose node, gateway, operator or viewer");
+                return Err(CallFailed::new(400, text));
+            }
+        };
+        let lifetime = request.ttl_seconds.map_or(TOKEN_LIFETIME, Duration::from_secs);
+        if lifetime.is_zero() || lifetime > TOKEN_LIFETIME_MAX {
+            let days = TOKEN_LIFETIME_MAX.as_secs() / 86_400;
+            return Err(CallFailed::new(400, format!("a join token lives for 1 second to {days} days")));
+        }
+        let (token, record) = JoinToken::mint(role, self.facts.ca.fingerprint(), now_seconds(), lifetime);
+        self.put_token(&record)?;
+        self.tell("token-created", OPERATOR, format!("Join token {} for a {role} was made.", record.id));
+        json(&TokenCreated { token: token.reveal(), expires_unix_seconds: record.expires_unix_seconds })
+    }
+
+    fn put_token(&mut self, record: &TokenRecord) -> Result<(), CallFailed> {
+        let json = serde_json::to_string(record).map_err(|e| CallFailed::new(500, e.to_string()))?;
+        let key = token_key(&record.id);
+        self.batch.put(&key, envelope::seal(&key, kind::TOKEN, 1, &JsonRecord { json }));
+        Ok(())
+    }
+
+    /// The token's record; one that this turn has written counts.
+    fn token_record(&self, id: &str) -> Result<Option<TokenRecord>, CallFailed> {
+        let key = token_key(id);
+        let pending = self.batch.writes.iter().rev().find(|(k, _)| *k == key).map(|(_, v)| v.clone());
+        let failed = |e: crate::meta::MetaError| CallFailed::new(500, e.to_string());
+        let bytes = match pending {
+            Some(value) => value,
+            None => self.store.get(&key).map_err(failed)?,
+        };
+        let Some(bytes) = bytes else { return Ok(None) };
+        let sealed = envelope::open(&key, &bytes).map_err(failed)?;
+        let (record, _) = envelope::decode::<JsonRecord>(&key, &sealed.body).map_err(failed)?;
+        Ok(serde_json::from_str(&record.json).ok())
+    }
+
+    fn join(&mut self, request: JoinRequest) -> Answer {
+        let denied = |e: crate::net::token::TokenError| CallFailed::new(403, e.to_string());
+        let token = JoinToken::parse(&request.token).map_err(denied)?;
+        let mut record = self.token_record(token.id())?;
+        let kind = token.check(record.as_ref(), self.facts.ca.fingerprint(), now_seconds()).map_err(denied)?;
+        let (role, node, certificate_pem) = match kind {
+            RoleKind::Node => {
+                let unspecified = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
+                let addr = match &request.addr {
+                    Some(text) => text
+                        .parse()
+                        .map_err(|_| CallFailed::new(400, format!("{text:?} is not an address: give IP:PORT")))?,
+                    None => unspecified,
+                };
+                // A malformed request must not use up an id.
+                let probe = Role::Node(crate::core::ids::NodeId(self.state.next_ids().node));
+                let pem = self.issue(&request.csr_pem, &probe)?;
+                let command = Command::AddNode {
+                    name: request.name.clone(),
+                    addr,
+                    zone: request.zone.clone(),
+                    rack: request.rack.clone(),
+                };
+                let applied = self.apply(&request.name, command)?;
+                let Outcome::Node(id) = applied.outcome else {
+                    return Err(CallFailed::new(500, "the map gave no node id"));
+                };
+                (Role::Node(id), Some(id), pem)
+            }
+            RoleKind::Gateway | RoleKind::Operator | RoleKind::Viewer => {
+                let role = role_of(kind, &request.name);
+                let pem = self.issue(&request.csr_pem, &role)?;
+                (role, None, pem)
+            }
+            RoleKind::Coordinator => {
+                return Err(CallFailed::new(
+                    403,
+                    "a coordinator does not join by token: run it with its own directory",
+                ));
+            }
+        };
+        if let Some(record) = &mut record {
+            record.used = true;
+            let record = record.clone();
+            self.put_token(&record)?;
+        }
+        self.tell("joined", &request.name, format!("{role} got its certificate with token {}.", token.id()));
+        json(&self.join_reply(node, certificate_pem))
+    }
+
+    fn certify(&mut self, request: &CertificateRequest) -> Answer {
+        let kind = match request.role.as_str() {
+            "gateway" => RoleKind::Gateway,
+            "operator" => RoleKind::Operator,
+            "viewer" => RoleKind::Viewer,
+            other => {
+                let text = format!(
+                    "no certificate for role {other:?} without a join token: choose gateway, operator or viewer"
+                );
+                return Err(CallFailed::new(400, text));
+            }
+        };
+        let role = role_of(kind, &request.name);
+        let pem = self.issue(&request.csr_pem, &role)?;
+        self.tell("certificate", OPERATOR, format!("{role} got a short-lived certificate."));
+        json(&self.join_reply(None, pem))
+    }
+
+    fn issue(&self, request_pem: &str, role: &Role) -> Result<String, CallFailed> {
+        self.facts.ca.issue(request_pem, role, now_seconds()).map_err(|e| {
+            let status = if matches!(e, CaError::Request(_) | CaError::GatewayName(_)) { 400 } else { 500 };
+            CallFailed::new(status, e.to_string())
+        })
+    }
+
+    fn join_reply(&self, node: Option<crate::core::ids::NodeId>, certificate_pem: String) -> JoinReply {
+        JoinReply {
+            cluster: self.state.map().cluster.to_string(),
+            node,
+            certificate_pem,
+            ca_pem: cert_pem(&self.facts.ca.cert()),
+            coordinator_addr: self.facts.coordinator_addr.to_string(),
+        }
+    }
+}
+
+fn role_of(kind: RoleKind, name: &str) -> Role {
+    match kind {
+        RoleKind::Gateway => Role::Gateway(name.to_owned()),
+        RoleKind::Operator => Role::Operator,
+        _ => Role::Viewer,
+    }
+}
+
+fn durability(text: Option<&str>) -> Result<Option<bool>, CallFailed> {
+    match text {
+        None => Ok(None),
+        Some("flush") => Ok(Some(false)),
+        Some("write") => Ok(Some(true)),
+        Some(other) => Err(CallFailed::new(400, format!("{other:?} is no durability: choose flush or write"))),
+    }
+}
+
+fn token_key(id: &str) -> String {
+    format!("token/{id}")
+}
+
+fn now_seconds() -> u64 {
+    wiring::unix_ms() / 1000
+}
+
+pub(super) fn json(value: &impl Serialize) -> Answer {
+    serde_json::to_vec(value).map_err(|e| CallFailed::new(500, format!("the answer can't be written: {e}")))
+}

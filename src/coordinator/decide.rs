@@ -1,0 +1,284 @@
+//! What the coordinator does for a PG by itself: promote, recover after restarts (R2), take returning disks back.
+//!
+//! Pure: the map and the observations in, commands out. It never adds a member; only a serving primary's proposal does
+//! (exception: R2). It is called for every PG after each change of the map or of liveness; what it returns must be
+//! applied before it is called again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::runtime::Runtime;
+use crate::core::cluster::command::{Command, Liveness};
+use crate::core::cluster::state::domain_of;
+use crate::core::cluster::{ClusterMap, DiskAdminState, Learner, NodeAdminState, PgConfig, Pool, Replica, ResyncClass};
+use crate::core::ids::{DiskId, PgId};
+
+/// Catch-ups of returning disks that may read from one disk, and write to one, at once: most find little to copy, so
+/// more than a plan's slots; few enough that their tables fit memory.
+const CATCH_UPS_PER_DISK: usize = 16;
+
+/// Figures over all PGs that decisions for one need.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Primaries on a disk.
+    pub primaries: BTreeMap<DiskId, usize>,
+    /// Learners that read from a disk.
+    sources: BTreeMap<DiskId, usize>,
+    /// Learners on a disk.
+    targets: BTreeMap<DiskId, usize>,
+}
+
+impl Counts {
+    /// Over the whole map.
+    pub fn of(map: &ClusterMap) -> Self {
+        let mut counts = Counts::default();
+        for config in map.pgs.values() {
+            let Some(primary) = config.primary() else { continue };
+            *counts.primaries.entry(primary.disk).or_default() += 1;
+            for learner in &config.learners {
+                counts.learner(primary.disk, learner.replica.disk);
+            }
+        }
+        counts
+    }
+
+    fn learner(&mut self, source: DiskId, target: DiskId) {
+        *self.sources.entry(source).or_default() += 1;
+        *self.targets.entry(target).or_default() += 1;
+    }
+
+    fn has_room(&self, source: DiskId, target: DiskId) -> bool {
+        let below = |n: Option<&usize>| n.is_none_or(|n| *n < CATCH_UPS_PER_DISK);
+        below(self.sources.get(&source)) && below(self.targets.get(&target))
+    }
+}
+
+/// Decides for one PG. At most one change of the configuration at a time; learners may go with it.
+pub fn decide(map: &ClusterMap, runtime: &Runtime, config: &PgConfig, counts: &mut Counts) -> Vec<Command> {
+    let Some(pool) = map.pools.get(&config.pg.pool) else { return Vec::new() };
+    if !config.members.iter().any(|m| runtime.is_live(*m)) {
+        return recover(map, runtime, config).into_iter().collect();
+    }
+    if let Some(promote) = promote(runtime, config, pool, counts) {
+        return vec![promote];
+    }
+    let mut commands = stale_learners(map, runtime, config, pool);
+    if commands.is_empty() {
+        commands.extend(take_back(map, runtime, config, pool, counts));
+    }
+    commands
+}
+
+/// A primary that doesn't answer, lost its copy, or can't be reached by a gateway that others have no trouble with (R8)
+/// is followed by the live member with the fewest primaries.
+fn promote(runtime: &Runtime, config: &PgConfig, pool: &Pool, counts: &mut Counts) -> Option<Command> {
+    let primary = config.primary()?;
+    let live = runtime.is_live(primary);
+    let cut_off = |r: Replica| runtime.disks.get(&r.disk).is_some_and(|d| runtime.is_cut_off(config.pg, d.node));
+    if !runtime.is_settled() || (runtime.may_serve(config, primary) && !cut_off(primary)) {
+        return None;
+    }
+    let fewest = |r: &Replica| (counts.primaries.get(&r.disk).copied().unwrap_or(0), r.disk);
+    let fit = |r: &Replica| *r != primary && runtime.may_serve(config, *r) && !cut_off(*r);
+    let next = config.members.iter().copied().filter(fit).min_by_key(fewest)?;
+    let mut members = vec![next];
+    members.extend(config.members.iter().copied().filter(|m| *m != next && *m != primary));
+    if live || members.len() < pool.min_replicas as usize {
+        // Alive, it stays a member. Dead, it stays where the count needs it (R5): IO waits until a learner takes its place.
+        members.push(primary);
+    }
+    *counts.primaries.entry(next.disk).or_default() += 1;
+    Some(Command::Promote { pg: config.pg, base: config.generation, members })
+}
+
+/// No member lives at its recorded boot (R2).
+fn recover(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> Option<Command> {
+    let mut returned = Vec::new();
+    for member in &config.members {
+        match runtime.live_replica(member.disk) {
+            Some(replica) => returned.push(replica),
+            None if is_given_up(map, member.disk) => {}
+            None => return None, // It may hold what the others lost.
+        }
+    }
+    let mark = |r: &Replica| {
+        let copy = runtime.disks.get(&r.disk)?.copies.get(&config.pg).copied();
+        match copy {
+            Some(copy) if copy.complete => Some((copy.generation, copy.flush_mark)),
+            Some(_) => None,
+            None => (config.generation.n == 1).then(Default::default),
+        }
+    };
+    let best = returned.iter().filter_map(|r| Some((mark(r)?, std::cmp::Reverse(r.disk), *r))).max()?;
+    let truth = best.2;
+    let learners = returned.into_iter().filter(|r| *r != truth).map(|replica| Learner {
+        replica,
+        replaces: None,
+        class: ResyncClass::RepairCritical,
+    });
+    Some(Command::SetMembers { pg: config.pg, base: config.generation, truth, learners: learners.collect() })
+}
+
+/// True for a disk that was declared failed or removed: nothing of it is waited for.
+pub fn is_given_up(map: &ClusterMap, disk: DiskId) -> bool {
+    map.disks.get(&disk).is_none_or(|d| {
+        matches!(d.admin_state, DiskAdminState::Failed | DiskAdminState::Removed)
+            || map.nodes.get(&d.node).is_none_or(|n| n.admin_state == NodeAdminState::Removed)
+    })
+}
+
+/// Learners that can't go on, or that nobody needs.
+fn stale_learners(map: &ClusterMap, runtime: &Runtime, config: &PgConfig, pool: &Pool) -> Vec<Command> {
+    let live = config.members.iter().filter(|m| runtime.is_live(**m)).count();
+    let mut out = Vec::new();
+    for learner in &config.learners {
+        let replica = learner.replica;
+        let elsewhere = runtime.live_boot(replica.disk).is_some_and(|boot| boot != replica.boot);
+        let dead = runtime.is_settled() && !runtime.is_live(replica);
+        let unneeded = learner.replaces.is_none() && live >= pool.replicas as usize;
+        if elsewhere || dead || unneeded || is_given_up(map, replica.disk) {
+            out.push(Command::DropLearner { pg: config.pg, replica });
+        }
+    }
+    out
+}
+
+/// Disks that have an old copy come back as learners: a member that restarted first, then any other.
+fn take_back(map: &ClusterMap, runtime: &Runtime, config: &PgConfig, pool: &Pool, counts: &mut Counts) -> Vec<Command> {
+    let Some(primary) = config.primary().filter(|p| runtime.is_live(*p)) else { return Vec::new() };
+    let live: Vec<Replica> = config.members.iter().copied().filter(|m| runtime.is_live(*m)).collect();
+    let class = if live.len() <= 1 { ResyncClass::RepairCritical } else { ResyncClass::Repair };
+    let mut out = Vec::new();
+    let mut learning: BTreeSet<DiskId> = config.learners.iter().map(|l| l.replica.disk).collect();
+    let mut replaced: BTreeSet<DiskId> = config.learners.iter().filter_map(|l| l.replaces).collect();
+    let mut add = |replica: Replica, replaces: Option<DiskId>, learning: &mut BTreeSet<DiskId>| {
+        if counts.has_room(primary.disk, replica.disk) {
+            counts.learner(primary.disk, replica.disk);
+            learning.insert(replica.disk);
+            out.push(Command::AddLearner { pg: config.pg, learner: Learner { replica, replaces, class } });
+        }
+    };
+    for member in &config.members {
+        let returned = runtime.live_replica(member.disk).filter(|r| r != member);
+        if let Some(replica) = returned.filter(|r| !learning.contains(&r.disk)) {
+            replaced.insert(member.disk);
+            add(replica, Some(member.disk), &mut learning);
+        }
+    }
+    // Copies that are or will be there without moving a live one.
+    let coming = config
+        .learners
+        .iter()
+        .filter(|l| l.replaces.is_none_or(|d| config.members.iter().any(|m| m.disk == d && !runtime.is_live(*m))));
+    let mut have = live.len() + coming.count() + (learning.len() - config.learners.len());
+    if have >= pool.replicas as usize {
+        return out;
+    }
+    let domain = |disk: DiskId| domain_of(map, pool.failure_domain, disk);
+    let mut taken: BTreeSet<Option<String>> =
+        live.iter().map(|r| r.disk).chain(learning.iter().copied()).map(domain).collect();
+    let is_member = |disk: DiskId| config.members.iter().any(|m| m.disk == disk);
+    let mut candidates: Vec<(bool, crate::core::ids::Generation, Replica)> = runtime
+        .disks
+        .iter()
+        .filter(|(id, _)| !is_member(**id) && Runtime::is_active(map, **id) && !runtime.is_flapping(config.pg, **id))
+        .filter_map(|(id, view)| {
+            let copy = view.copies.get(&config.pg)?;
+            Some((copy.complete, copy.generation, runtime.live_replica(*id)?))
+        })
+        .collect();
+    candidates.sort_unstable();
+    for (_, _, replica) in candidates.into_iter().rev() {
+        if have >= pool.replicas as usize {
+            break;
+        }
+        if learning.contains(&replica.disk) || taken.contains(&domain(replica.disk)) {
+            continue;
+        }
+        let dead = config.members.iter().find(|m| !runtime.is_live(**m) && !replaced.contains(&m.disk));
+        let replaces = dead.map(|m| m.disk);
+        replaced.extend(replaces);
+        taken.insert(domain(replica.disk));
+        have += 1;
+        add(replica, replaces, &mut learning);
+    }
+    out
+}
+
+/// How a PG stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PgState {
+    /// All replicas there.
+    Clean,
+    /// Served, with fewer.
+    Degraded,
+    /// Not served now, and what would bring it back.
+    Unavailable(String),
+}
+
+/// Judges a PG.
+pub fn state_of(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> PgState {
+    let Some(pool) = map.pools.get(&config.pg.pool) else {
+        return PgState::Unavailable("its pool is unknown".to_owned());
+    };
+    let live = config.members.iter().filter(|m| runtime.is_live(**m)).count();
+    let primary = config.primary().is_some_and(|p| runtime.is_live(p));
+    if live == 0 {
+        return PgState::Unavailable(format!("no member answers: start {}", hosts(map, runtime, config)));
+    }
+    if live < pool.min_replicas as usize {
+        let wanted = pool.min_replicas;
+        return PgState::Unavailable(format!(
+            "{live} of at least {wanted} copies answer: start {}, or wait until a copy is complete",
+            hosts(map, runtime, config)
+        ));
+    }
+    if !primary {
+        return PgState::Unavailable("its primary does not answer; another member is about to take over".to_owned());
+    }
+    if live >= pool.replicas as usize && live == config.members.len() { PgState::Clean } else { PgState::Degraded }
+}
+
+/// The nodes whose members don't answer.
+fn hosts(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> String {
+    let missing = config.members.iter().filter(|m| !runtime.is_live(**m));
+    let names: BTreeSet<&str> =
+        missing.filter_map(|m| Some(map.nodes.get(&map.disks.get(&m.disk)?.node)?.name.as_str())).collect();
+    if names.is_empty() { "more nodes".to_owned() } else { names.into_iter().collect::<Vec<_>>().join(", ") }
+}
+
+/// Copies that nobody needs any more: the PG is clean at full count without them, or its pool was deleted. Gives
+/// (PG, disk, up to which generation).
+pub fn purgeable(
+    map: &ClusterMap,
+    runtime: &Runtime,
+    next_pool: u32,
+    wanted: &BTreeSet<(PgId, DiskId)>,
+) -> Vec<(PgId, DiskId, crate::core::ids::Generation)> {
+    let mut out = Vec::new();
+    for (disk, view) in &runtime.disks {
+        if runtime.live_boot(*disk).is_none() {
+            continue;
+        }
+        for (pg, copy) in &view.copies {
+            let Some(config) = map.pgs.get(pg) else {
+                // Only a pool that this map knows to have deleted: an older map simply lacks newer ones (R4).
+                if !map.pools.contains_key(&pg.pool) && pg.pool.0 < next_pool {
+                    let all = crate::core::ids::Generation { epoch: map.epoch, n: u64::MAX };
+                    out.push((*pg, *disk, all));
+                }
+                continue;
+            };
+            let there = config.members.iter().any(|m| m.disk == *disk)
+                || config.learners.iter().any(|l| l.replica.disk == *disk);
+            let older = copy.generation <= config.generation;
+            if !there && older && !wanted.contains(&(*pg, *disk)) && state_of(map, runtime, config) == PgState::Clean {
+                out.push((*pg, *disk, config.generation));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

@@ -1,0 +1,285 @@
+use super::*;
+use crate::coordinator::runtime::ConnId;
+use crate::core::cluster::{Disk, FailureDomain, Node};
+use crate::core::ids::{BootId, Generation, NodeId, PoolId};
+use crate::core::units::Instant;
+use crate::wire::control;
+
+const PG: PgId = PgId { pool: PoolId(1), index: 0 };
+const START: Instant = Instant(1_000_000_000_000);
+
+/// All have had time to register from 2,000 ms on.
+fn later(ms: u64) -> Instant {
+    let start = START + crate::coordinator::runtime::SETTLE;
+    Instant(start.0 - 2_000_000_000 + ms * 1_000_000)
+}
+
+fn replica(disk: u32, boot: u64) -> Replica {
+    Replica { disk: DiskId(disk), boot: BootId(boot) }
+}
+
+/// Five nodes of one disk each; a PG of three on disks 1, 2, 3 at boot 1, generation 5.
+fn map() -> ClusterMap {
+    let mut map = ClusterMap { epoch: 1, version: 1, ..ClusterMap::default() };
+    for n in 1..=5 {
+        let node = Node {
+            id: NodeId(n),
+            name: format!("n{n}"),
+            addr: "127.0.0.1:1".parse().unwrap(),
+            admin_url: String::new(),
+            zone: String::new(),
+            rack: String::new(),
+            release: String::new(),
+            admin_state: NodeAdminState::Active,
+        };
+        map.nodes.insert(node.id, node);
+        let admin_state = DiskAdminState::Active;
+        let disk = Disk { id: DiskId(n), node: NodeId(n), class: String::new(), capacity_bytes: 1 << 30, admin_state };
+        map.disks.insert(disk.id, disk);
+    }
+    let pool = Pool {
+        id: PoolId(1),
+        name: "p".into(),
+        replicas: 3,
+        min_replicas: 2,
+        failure_domain: FailureDomain::Node,
+        class: String::new(),
+        pg_count: 1,
+        durable_writes: false,
+    };
+    map.pools.insert(pool.id, pool);
+    let config = PgConfig {
+        pg: PG,
+        generation: Generation { epoch: 1, n: 5 },
+        durability_epoch: 1,
+        members: vec![replica(1, 1), replica(2, 1), replica(3, 1)],
+        learners: vec![],
+        last_proposal: 0,
+    };
+    map.pgs.insert(PG, config);
+    map
+}
+
+/// What a disk reports of the PG: generation, complete, flush mark.
+type Report = Option<(u64, bool, u64)>;
+
+fn register(runtime: &mut Runtime, disk: u32, boot: u64, report: Report, failed: bool) {
+    let pgs = report.map(|(generation_n, complete, flush_mark)| control::PgReport {
+        pg: PG.to_u64(),
+        generation_epoch: 1,
+        generation_n,
+        complete,
+        flush_mark,
+        durability_epoch: 1,
+    });
+    let disks = vec![control::DiskReport { disk, boot, failed, pgs: pgs.into_iter().collect(), ..Default::default() }];
+    let registration = control::Register { node: disk, disks, process: boot, ..Default::default() };
+    runtime.handle_registered(ConnId(u64::from(disk) * 100 + boot), &registration, runtime.now);
+}
+
+/// Nodes registered with these (disk, boot, report); three seconds after the start all others count as lost.
+fn settled(map: &ClusterMap, disks: &[(u32, u64, Report)]) -> Runtime {
+    let mut runtime = Runtime::new(START);
+    runtime.now = later(3000);
+    for (disk, boot, report) in disks {
+        register(&mut runtime, *disk, *boot, *report, false);
+    }
+    runtime.judge(map, later(3000));
+    runtime
+}
+
+fn decided(map: &ClusterMap, runtime: &Runtime) -> Vec<Command> {
+    decide(map, runtime, &map.pgs[&PG], &mut Counts::of(map))
+}
+
+const FULL: Report = Some((5, true, 10));
+
+#[test]
+fn nothing_to_do_for_a_healthy_pg_and_nothing_before_all_had_time() {
+    let map = map();
+    let runtime = settled(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)]);
+    assert_eq!(decided(&map, &runtime), []);
+    assert_eq!(state_of(&map, &runtime, &map.pgs[&PG]), PgState::Clean);
+    let mut runtime = Runtime::new(START);
+    register(&mut runtime, 2, 1, FULL, false);
+    runtime.judge(&map, later(100));
+    assert_eq!(decided(&map, &runtime), [], "the primary may be about to register");
+}
+
+#[test]
+fn a_lost_primary_is_followed_by_a_complete_member() {
+    let map = map();
+    let promoted = |disks: &[(u32, u64, Report)]| {
+        let runtime = settled(&map, disks);
+        match decided(&map, &runtime).first() {
+            Some(Command::Promote { members, .. }) => members.iter().map(|m| m.disk.0).collect(),
+            _ => Vec::new(),
+        }
+    };
+    assert_eq!(promoted(&[(2, 1, FULL), (3, 1, FULL)]), [2, 3]);
+    assert_eq!(promoted(&[(2, 1, Some((5, false, 10))), (3, 1, FULL)]), [3, 2], "an incomplete one never leads");
+    assert_eq!(promoted(&[(2, 1, None), (3, 1, FULL)]), [3, 2], "nor one whose PG table is gone");
+    assert_eq!(promoted(&[(3, 1, FULL)]), [3, 2], "two are kept, dead or not (R5)");
+    assert_eq!(promoted(&[(1, 2, FULL), (2, 1, FULL), (3, 1, FULL)]), [2, 3], "another boot is another replica (R1)");
+    assert_eq!(promoted(&[(1, 1, None), (2, 1, FULL), (3, 1, FULL)]), [2, 3, 1], "alive without its copy: not dropped");
+}
+
+/// R2, row by row: what each member's disk reports, and who is taken.
+#[test]
+fn all_restarted() {
+    let mut map = map();
+    let truth = |map: &ClusterMap, disks: &[(u32, u64, Report)]| {
+        let runtime = settled(map, disks);
+        match decided(map, &runtime).first() {
+            Some(Command::SetMembers { truth, learners, .. }) => Some((truth.disk.0, learners.len())),
+            _ => None,
+        }
+    };
+    let mark = |generation, flush_mark| Some((generation, true, flush_mark));
+    assert_eq!(truth(&map, &[(1, 2, mark(5, 1)), (2, 2, mark(5, 9)), (3, 2, mark(5, 3))]), Some((2, 2)));
+    assert_eq!(
+        truth(&map, &[(1, 2, mark(5, 1)), (2, 2, mark(4, 9)), (3, 2, mark(5, 3))]),
+        Some((3, 2)),
+        "generation first"
+    );
+    assert_eq!(truth(&map, &[(1, 2, mark(5, 1)), (2, 2, Some((5, false, 99))), (3, 2, None)]), Some((1, 2)));
+    assert_eq!(truth(&map, &[(1, 2, None), (2, 2, None), (3, 2, None)]), None, "nobody has a whole copy");
+    assert_eq!(truth(&map, &[(1, 2, mark(5, 1)), (2, 2, mark(5, 9))]), None, "the third may hold what these lost");
+    assert_eq!(
+        truth(&map, &[(1, 2, mark(5, 1)), (2, 2, mark(5, 9)), (3, 1, mark(5, 3))]),
+        None,
+        "a recorded boot lives"
+    );
+    map.disks.get_mut(&DiskId(3)).unwrap().admin_state = DiskAdminState::Failed;
+    assert_eq!(truth(&map, &[(1, 2, mark(5, 1)), (2, 2, mark(5, 9))]), Some((2, 1)), "declared failed, not waited for");
+    map.pgs.get_mut(&PG).unwrap().generation.n = 1;
+    assert_eq!(truth(&map, &[(1, 2, None), (2, 2, None)]), Some((1, 1)), "the first configuration has nothing to lose");
+}
+
+#[test]
+fn returning_disks_become_learners() {
+    let mut map = map();
+    let learners = |map: &ClusterMap, disks: &[(u32, u64, Report)]| {
+        let runtime = settled(map, disks);
+        let added = decided(map, &runtime).into_iter().filter_map(|c| match c {
+            Command::AddLearner { learner, .. } => {
+                Some((learner.replica.disk.0, learner.replaces.map(|d| d.0), learner.class))
+            }
+            _ => None,
+        });
+        added.collect::<Vec<_>>()
+    };
+    let (two, critical) = (ResyncClass::Repair, ResyncClass::RepairCritical);
+    assert_eq!(learners(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 2, FULL)]), [(3, Some(3), two)]);
+    assert_eq!(
+        learners(&map, &[(1, 1, FULL), (2, 2, FULL), (3, 2, FULL)]),
+        [(2, Some(2), critical), (3, Some(3), critical)]
+    );
+    // Disk 4 has an old copy: it takes the place of the dead one at once.
+    assert_eq!(learners(&map, &[(1, 1, FULL), (2, 1, FULL), (4, 1, Some((3, true, 1)))]), [(4, Some(3), two)]);
+    // Of two, the newer complete one; none at full count; none without a copy.
+    let old = Some((2, true, 1));
+    assert_eq!(
+        learners(&map, &[(1, 1, FULL), (2, 1, FULL), (4, 1, old), (5, 1, Some((3, true, 1)))]),
+        [(5, Some(3), two)]
+    );
+    assert_eq!(learners(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL), (4, 1, old)]), []);
+    assert_eq!(learners(&map, &[(1, 1, FULL), (2, 1, FULL), (4, 1, None)]), []);
+    map.pgs.get_mut(&PG).unwrap().members.pop();
+    assert_eq!(learners(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 2, FULL)]), [(3, None, two)], "removed, and back");
+    map.nodes.get_mut(&NodeId(3)).unwrap().admin_state = NodeAdminState::Draining;
+    assert_eq!(learners(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 2, FULL)]), [], "a draining node takes nothing");
+}
+
+#[test]
+fn a_learner_that_cannot_go_on_is_dropped() {
+    let mut map = map();
+    let learner = Learner { replica: replica(4, 1), replaces: Some(DiskId(3)), class: ResyncClass::Rebalance };
+    map.pgs.get_mut(&PG).unwrap().learners.push(learner);
+    let all = [(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)];
+    let drops = |extra: &[(u32, u64, Report)]| {
+        let runtime = settled(&map, &[&all[..], extra].concat());
+        decided(&map, &runtime) == [Command::DropLearner { pg: PG, replica: replica(4, 1) }]
+    };
+    assert!(!drops(&[(4, 1, None)]));
+    assert!(drops(&[(4, 2, None)]), "another boot");
+    assert!(drops(&[]), "gone");
+}
+
+#[test]
+fn a_copy_is_purged_only_when_it_is_not_needed() {
+    let map = map();
+    let all = [(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)];
+    let purged = |disks: &[(u32, u64, Report)], wanted: &[(PgId, DiskId)]| {
+        let runtime = settled(&map, disks);
+        purgeable(&map, &runtime, 2, &wanted.iter().copied().collect()).iter().map(|p| p.1.0).collect::<Vec<_>>()
+    };
+    let extra = [(4, 1, Some((3, true, 1)))];
+    assert_eq!(purged(&[&all[..], &extra].concat(), &[]), [4]);
+    assert_eq!(purged(&[&all[..2], &extra].concat(), &[]), Vec::<u32>::new(), "not while a copy is missing");
+    assert_eq!(purged(&[&all[..], &extra].concat(), &[(PG, DiskId(4))]), Vec::<u32>::new(), "the plan wants it there");
+    let newer = [(4, 1, Some((6, true, 1)))];
+    assert_eq!(purged(&[&all[..], &newer].concat(), &[]), Vec::<u32>::new(), "it knows more than the map");
+    let mut gone = map.clone();
+    gone.pgs.clear();
+    gone.pools.clear();
+    let runtime = settled(&gone, &extra);
+    let none = BTreeSet::new();
+    assert_eq!(purgeable(&gone, &runtime, 2, &none).len(), 1, "its pool was deleted");
+    assert_eq!(purgeable(&gone, &runtime, 1, &none).len(), 0, "an older map lacks the pool: nothing is deleted (R4)");
+}
+
+#[test]
+fn silence_is_judged_by_both_sides() {
+    use crate::coordinator::runtime::{Judgement, Life};
+    let map = map();
+    let all = [(1, 1, FULL), (2, 1, FULL), (3, 1, FULL), (4, 1, None), (5, 1, None)];
+    let mut runtime = settled(&map, &all);
+    let beat = |runtime: &mut Runtime, node: u32, unreachable: &[u32], at| {
+        runtime.handle_node_heartbeat(NodeId(node), ConnId(u64::from(node) * 100 + 1), unreachable, at);
+    };
+    let others = |runtime: &mut Runtime, unreachable: &[u32], at| {
+        (2..=5).for_each(|n| beat(runtime, n, unreachable, at));
+    };
+    others(&mut runtime, &[], later(3400));
+    assert_eq!(runtime.judge(&map, later(3400)), []);
+    others(&mut runtime, &[], later(3500));
+    assert_eq!(runtime.judge(&map, later(3500)), [Judgement::Suspect(NodeId(1))]);
+    others(&mut runtime, &[1], later(3600));
+    assert_eq!(runtime.judge(&map, later(3600)), [Judgement::Down(NodeId(1))], "silent, and others miss it too");
+    beat(&mut runtime, 1, &[], later(3700));
+    assert_eq!(runtime.judge(&map, later(3700)), [Judgement::Up(NodeId(1))]);
+    others(&mut runtime, &[1], later(3800));
+    assert_eq!(runtime.judge(&map, later(3800)), [], "heard, so alive, whatever others say");
+    others(&mut runtime, &[], later(4800));
+    assert_eq!(runtime.judge(&map, later(4800)), [Judgement::Suspect(NodeId(1))]);
+    others(&mut runtime, &[], later(4950));
+    assert_eq!(runtime.judge(&map, later(4950)), [Judgement::Down(NodeId(1))], "silence alone, in the end");
+    // This process was stopped: whoever was silent meanwhile is not judged at once.
+    runtime.handle_frozen(std::time::Duration::from_secs(5), later(10_000));
+    assert_eq!(runtime.judge(&map, later(10_000)), []);
+    others(&mut runtime, &[], later(10_100));
+    assert_eq!(
+        runtime.judge(&map, later(10_001) + crate::coordinator::runtime::SETTLE).len(),
+        4,
+        "those who stay silent are"
+    );
+    assert_eq!(runtime.nodes[&NodeId(2)].life, Life::Down);
+}
+
+#[test]
+fn a_disk_that_its_primary_cannot_hear_comes_back_less_and_less_often() {
+    let mut map = map();
+    map.pgs.get_mut(&PG).unwrap().members.pop();
+    let mut runtime = settled(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)]);
+    let comes = |runtime: &Runtime| !decided(&map, runtime).is_empty();
+    assert!(comes(&runtime));
+    for (removal, pause_ms) in [2000, 4000, 8000, 16_000, 32_000, 64_000, 64_000].into_iter().enumerate() {
+        let at = runtime.now;
+        runtime.handle_removed(PG, replica(3, 1), at);
+        runtime.now = at + std::time::Duration::from_millis(pause_ms - 1);
+        assert!(!comes(&runtime), "removal {removal}");
+        runtime.now = at + std::time::Duration::from_millis(pause_ms);
+        assert!(comes(&runtime), "removal {removal}");
+    }
+}

@@ -1,0 +1,85 @@
+//! The event log and the stored sums: what is kept beside the map.
+
+use std::collections::VecDeque;
+
+use super::totals::Totals;
+use crate::api::types::Event;
+use crate::meta::records::{EventRecord, RESYNC_TOTALS_KEY, ResyncTotals, kind};
+use crate::meta::{Batch, MetaError, MetaStore, envelope};
+
+/// Events kept: days of a quiet cluster, hours of a busy one; a few MiB.
+const EVENTS_MAX: usize = 10_000;
+
+/// The last events, oldest first.
+#[derive(Debug, Default)]
+pub struct EventLog {
+    events: VecDeque<EventRecord>,
+    last: u64,
+}
+
+impl EventLog {
+    /// As stored.
+    ///
+    /// # Errors
+    /// A record is damaged.
+    pub fn load(store: &dyn MetaStore) -> Result<Self, MetaError> {
+        let mut log = EventLog::default();
+        for (key, bytes) in store.scan("event/")? {
+            let sealed = envelope::open(&key, &bytes)?;
+            if sealed.kind == kind::EVENT {
+                let (event, _) = envelope::decode::<EventRecord>(&key, &sealed.body)?;
+                log.last = log.last.max(event.id);
+                log.events.push_back(event);
+            }
+        }
+        Ok(log)
+    }
+
+    /// Adds one; the oldest goes.
+    pub fn add(&mut self, kind_name: &str, actor: &str, text: String, unix_ms: u64, batch: &mut Batch) {
+        self.last += 1;
+        let (kind_name, actor) = (kind_name.to_owned(), actor.to_owned());
+        let event = EventRecord { id: self.last, unix_ms, kind: kind_name, actor, text };
+        let key = key(event.id);
+        batch.put(&key, envelope::seal(&key, kind::EVENT, 1, &event));
+        self.events.push_back(event);
+        while self.events.len() > EVENTS_MAX {
+            if let Some(old) = self.events.pop_front() {
+                batch.delete(self::key(old.id));
+            }
+        }
+    }
+
+    /// Those younger than `after`, oldest first.
+    pub fn after(&self, after: u64) -> Vec<Event> {
+        let from = self.events.partition_point(|e| e.id <= after);
+        let show = |e: &EventRecord| Event {
+            id: e.id,
+            unix_ms: e.unix_ms,
+            kind: e.kind.clone(),
+            actor: e.actor.clone(),
+            text: e.text.clone(),
+        };
+        self.events.range(from..).map(show).collect()
+    }
+}
+
+fn key(id: u64) -> String {
+    format!("event/{id:016x}")
+}
+
+/// The sums of resync bytes, as stored.
+///
+/// # Errors
+/// The record is damaged.
+pub fn load_totals(store: &dyn MetaStore) -> Result<Totals, MetaError> {
+    let Some(bytes) = store.get(RESYNC_TOTALS_KEY)? else { return Ok(Totals::default()) };
+    let sealed = envelope::open(RESYNC_TOTALS_KEY, &bytes)?;
+    let (record, _) = envelope::decode::<ResyncTotals>(RESYNC_TOTALS_KEY, &sealed.body)?;
+    Ok(Totals::restore(record))
+}
+
+/// Adds the sums to a batch.
+pub fn put_totals(record: &ResyncTotals, batch: &mut Batch) {
+    batch.put(RESYNC_TOTALS_KEY, envelope::seal(RESYNC_TOTALS_KEY, kind::RESYNC_TOTALS, 1, record));
+}

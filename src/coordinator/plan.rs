@@ -1,0 +1,386 @@
+//! From the map to a plan and from a plan to moves that run: the adapter around `core::placement` and `core::moves`.
+//!
+//! A [`Job`] is a frozen plan. A change of the topology makes a new plan after the debounce, which replaces the job; copies
+//! that have begun and are still useful stay. Repairs of copies that merely don't answer wait for the grace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::decide::{PgState, is_given_up, state_of};
+use super::runtime::Runtime;
+use crate::core::cluster::command::{Command, Liveness};
+use crate::core::cluster::{
+    ClusterMap, DiskAdminState, FailureDomain, Learner, NodeAdminState, PgConfig, Pool, ResyncClass,
+};
+use crate::core::ids::{DiskId, NodeId, PgId};
+use crate::core::moves::{self, Room, Running, Slots, Wanted};
+use crate::core::placement as place;
+use crate::core::units::Instant;
+
+/// A disk past this part of its capacity is full.
+pub const FULL_RATIO: f64 = 0.95;
+/// A disk past this part is near full.
+pub const NEAR_FULL_RATIO: f64 = 0.85;
+/// No move fills a disk past this part.
+pub const BACKFILL_RATIO: f64 = 0.90;
+/// The default pool aims at so many replicas a disk.
+pub const PG_REPLICAS_PER_DISK: u32 = 100;
+/// Changes of primaries in flight: each pauses its PG for a lease, so few at once.
+const REORDERS_MAX: usize = 3;
+/// A reorder that nobody reports as served is taken as done.
+const REORDER_GIVEN_UP: Duration = Duration::from_secs(5);
+/// A change that keeps coming delays a plan by at most so many debounces.
+const DEBOUNCES_MAX: u32 = 5;
+
+/// A move of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobMove {
+    /// The PG.
+    pub pg: PgId,
+    /// The disk that it leaves.
+    pub from: Option<DiskId>,
+    /// The disk that it comes to.
+    pub to: DiskId,
+    /// Bytes of the copy when the plan was made.
+    pub bytes: u64,
+    /// Why.
+    pub class: ResyncClass,
+}
+
+/// A frozen plan and its progress.
+#[derive(Clone, Debug, Default)]
+pub struct Job {
+    /// What is still wanted, running moves included.
+    pub moves: Vec<JobMove>,
+    /// Who should be primary where.
+    pub primaries: BTreeMap<PgId, DiskId>,
+    /// Of moves that are done.
+    pub bytes_finished: u64,
+    /// What the plan could not do.
+    pub rejected: Vec<place::Rejected>,
+    /// Bytes for which there is no room.
+    pub missing_capacity_bytes: u64,
+}
+
+/// When to plan, the job, and changes of primaries in flight.
+#[derive(Debug, Default)]
+pub struct Planning {
+    /// The job that runs.
+    pub job: Job,
+    /// First and last change that no plan has seen.
+    dirty: Option<(Instant, Instant)>,
+    /// A planner runs.
+    pub running: bool,
+    reorders: Vec<Reorder>,
+}
+
+#[derive(Debug)]
+struct Reorder {
+    pg: PgId,
+    nodes: (NodeId, NodeId),
+    to: NodeId,
+    since: Instant,
+}
+
+impl Planning {
+    /// The topology changed.
+    pub fn touch(&mut self, now: Instant) {
+        self.dirty = Some((self.dirty.map_or(now, |d| d.0), now));
+    }
+
+    /// A plan waits for its debounce, or is being made.
+    pub fn is_pending(&self) -> bool {
+        self.dirty.is_some() || self.running
+    }
+
+    /// True if a plan is to be made now; the caller makes it and calls [`Planning::handle_planned`].
+    pub fn take_due(&mut self, runtime: &Runtime, debounce: Duration, now: Instant) -> bool {
+        let Some((first, last)) = self.dirty.filter(|_| !self.running && runtime.is_settled()) else { return false };
+        let due = now.since(last) >= debounce || now.since(first) >= debounce * DEBOUNCES_MAX;
+        if due {
+            self.dirty = None;
+            self.running = true;
+        }
+        due
+    }
+
+    /// The planner is done. Gives the learners that the new job doesn't want.
+    pub fn handle_planned(&mut self, map: &ClusterMap, plan: place::Plan) -> Vec<Command> {
+        self.running = false;
+        let moves: Vec<JobMove> = plan.moves.iter().map(job_move).collect();
+        let wanted: BTreeSet<(PgId, DiskId)> = moves.iter().map(|m| (m.pg, m.to)).collect();
+        let mut drops = Vec::new();
+        for config in map.pgs.values() {
+            for learner in &config.learners {
+                let by_plan = matches!(learner.class, ResyncClass::Drain | ResyncClass::Rebalance);
+                if by_plan && !wanted.contains(&(config.pg, learner.replica.disk)) {
+                    drops.push(Command::DropLearner { pg: config.pg, replica: learner.replica });
+                }
+            }
+        }
+        self.job = Job {
+            bytes_finished: 0,
+            primaries: plan.target.iter().filter_map(|r| Some((r.pg, *r.disks.first()?))).collect(),
+            moves,
+            rejected: plan.rejected,
+            missing_capacity_bytes: plan.missing_capacity_bytes,
+        };
+        drops
+    }
+
+    /// Where the job wants copies.
+    pub fn targets(&self) -> BTreeSet<(PgId, DiskId)> {
+        self.job.moves.iter().map(|m| (m.pg, m.to)).collect()
+    }
+
+    /// PGs that the job moves for another reason than repair.
+    pub fn misplaced(&self) -> BTreeSet<PgId> {
+        let by_plan = |m: &&JobMove| matches!(m.class, ResyncClass::Drain | ResyncClass::Rebalance);
+        self.job.moves.iter().filter(by_plan).map(|m| m.pg).collect()
+    }
+
+    /// Forgets what is done, and decides which moves start and which are given back.
+    pub fn step(
+        &mut self,
+        map: &ClusterMap,
+        runtime: &Runtime,
+        bytes: &BTreeMap<PgId, u64>,
+        now: Instant,
+    ) -> Vec<Command> {
+        let mut finished = 0;
+        self.job.moves.retain(|m| {
+            let Some(config) = map.pgs.get(&m.pg) else { return false };
+            let done = config.members.iter().any(|r| r.disk == m.to);
+            finished += if done { m.bytes } else { 0 };
+            !done && !is_given_up(map, m.to)
+        });
+        self.job.bytes_finished += finished;
+        if map.settings.resync.paused || self.job.moves.is_empty() || !runtime.is_settled() {
+            return Vec::new();
+        }
+        let planned = self.targets();
+        let running: Vec<(PgId, Learner, Running)> = map
+            .pgs
+            .values()
+            .flat_map(|c| c.learners.iter().map(move |l| (c, l)))
+            .map(|(c, l)| {
+                let wanted = Wanted {
+                    pg: c.pg,
+                    source: c.primary().unwrap_or_default().disk,
+                    target: l.replica.disk,
+                    bytes: bytes.get(&c.pg).copied().unwrap_or(0),
+                    class: l.class,
+                };
+                (c.pg, *l, Running { wanted, planned: planned.contains(&(c.pg, l.replica.disk)) })
+            })
+            .collect();
+        let grace = Duration::from_secs_f64(map.settings.grace_seconds);
+        let mut wanted = Vec::new();
+        let mut learners = Vec::new();
+        for m in &self.job.moves {
+            let Some((learner, source)) = startable(map, runtime, m, grace, now) else { continue };
+            let size = bytes.get(&m.pg).copied().unwrap_or(m.bytes);
+            wanted.push(Wanted { pg: m.pg, source, target: m.to, bytes: size, class: learner.class });
+            learners.push(learner);
+        }
+        let busy: Vec<Running> = running.iter().map(|r| r.2).collect();
+        let decision = moves::schedule(&wanted, &busy, &room(map, runtime), Slots::default());
+        let stop =
+            decision.stop.iter().map(|i| Command::DropLearner { pg: running[*i].0, replica: running[*i].1.replica });
+        let start = decision.start.iter().map(|i| Command::AddLearner { pg: wanted[*i].pg, learner: learners[*i] });
+        stop.chain(start).collect()
+    }
+
+    /// Changes of primaries that the plan wants, a few at a time, where nothing else goes on.
+    pub fn reorder(&mut self, map: &ClusterMap, runtime: &Runtime, now: Instant) -> Vec<Command> {
+        self.reorders.retain(|r| {
+            let served = runtime.nodes.get(&r.to).is_some_and(|n| n.serving.contains(&r.pg));
+            !served && now.since(r.since) < REORDER_GIVEN_UP
+        });
+        let mut out = Vec::new();
+        let primaries = std::mem::take(&mut self.job.primaries);
+        for (pg, disk) in &primaries {
+            if self.reorders.len() >= REORDERS_MAX {
+                break;
+            }
+            let Some(config) = map.pgs.get(pg).filter(|c| c.learners.is_empty()) else { continue };
+            let Some(old) = config.primary().filter(|p| p.disk != *disk) else { continue };
+            let Some(new) = config.members.iter().copied().find(|m| m.disk == *disk) else { continue };
+            if state_of(map, runtime, config) != PgState::Clean || !runtime.may_serve(config, new) {
+                continue;
+            }
+            let node = |d: DiskId| map.disks.get(&d).map(|d| d.node);
+            let (Some(a), Some(b)) = (node(old.disk), node(new.disk)) else { continue };
+            if runtime.is_cut_off(*pg, b) {
+                continue;
+            }
+            let nodes = (a.min(b), a.max(b));
+            if self.reorders.iter().any(|r| r.nodes == nodes || r.pg == *pg) {
+                continue;
+            }
+            let mut members = vec![new];
+            members.extend(config.members.iter().copied().filter(|m| *m != new));
+            self.reorders.push(Reorder { pg: *pg, nodes, to: b, since: now });
+            out.push(Command::Promote { pg: *pg, base: config.generation, members });
+        }
+        self.job.primaries = primaries;
+        out
+    }
+}
+
+fn job_move(m: &place::Move) -> JobMove {
+    JobMove { pg: m.pg, from: m.from, to: m.to, bytes: m.bytes, class: class_of(m.class) }
+}
+
+/// The planner's class as the map has it.
+pub fn class_of(class: place::MoveClass) -> ResyncClass {
+    match class {
+        place::MoveClass::RepairCritical => ResyncClass::RepairCritical,
+        place::MoveClass::Repair => ResyncClass::Repair,
+        place::MoveClass::Drain => ResyncClass::Drain,
+        place::MoveClass::Rebalance => ResyncClass::Rebalance,
+    }
+}
+
+/// The learner of a move, and the disk that is read, if the move may start now.
+fn startable(
+    map: &ClusterMap,
+    runtime: &Runtime,
+    m: &JobMove,
+    grace: Duration,
+    now: Instant,
+) -> Option<(Learner, DiskId)> {
+    let config = map.pgs.get(&m.pg)?;
+    let pool = map.pools.get(&m.pg.pool)?;
+    let replica = runtime.live_replica(m.to).filter(|_| Runtime::is_active(map, m.to))?;
+    let source = config.primary().filter(|p| runtime.is_live(*p))?.disk;
+    if config.learners.iter().any(|l| l.replica.disk == m.to) {
+        return None;
+    }
+    let live = config.members.iter().filter(|r| runtime.is_live(**r)).count();
+    let short = live < pool.replicas as usize;
+    let leaves = m.from.and_then(|d| config.members.iter().find(|r| r.disk == d)).copied();
+    let dead = || config.members.iter().find(|r| !runtime.is_live(**r)).map(|r| r.disk);
+    match leaves {
+        // A live copy moves: not while another is missing.
+        Some(old) if runtime.is_live(old) => {
+            let class = if short { return None } else { m.class };
+            Some((Learner { replica, replaces: Some(old.disk), class }, source))
+        }
+        _ if !short => None,
+        leaves => {
+            let given_up = m.from.is_some_and(|d| is_given_up(map, d)) || runtime.no_grace.contains(&m.pg);
+            let waited = runtime.short_since.get(&m.pg).is_some_and(|since| now.since(*since) >= grace);
+            if !given_up && !waited {
+                return None;
+            }
+            let class = if live <= 1 { ResyncClass::RepairCritical } else { ResyncClass::Repair };
+            Some((Learner { replica, replaces: leaves.map(|r| r.disk).or_else(dead), class }, source))
+        }
+    }
+}
+
+fn room(map: &ClusterMap, runtime: &Runtime) -> BTreeMap<DiskId, Room> {
+    let one = |(id, view): (&DiskId, &super::runtime::DiskView)| {
+        let limit = (view.capacity_bytes as f64 * BACKFILL_RATIO) as u64;
+        Some((*id, Room { free_bytes: limit.saturating_sub(view.used_bytes) })).filter(|_| map.disks.contains_key(id))
+    };
+    runtime.disks.iter().filter_map(one).collect()
+}
+
+/// Everything that a plan depends on.
+pub fn input(map: &ClusterMap, runtime: &Runtime, bytes: &BTreeMap<PgId, u64>, now: Instant) -> place::Input {
+    let grace = Duration::from_secs_f64(map.settings.grace_seconds);
+    let disks = map.disks.values().filter_map(|d| {
+        let node = map.nodes.get(&d.node)?;
+        Some(place::DiskInfo {
+            id: d.id,
+            node: d.node,
+            rack: node.rack.clone(),
+            zone: node.zone.clone(),
+            release: node.release.clone(),
+            class: d.class.clone(),
+            capacity_bytes: d.capacity_bytes,
+            state: disk_state(map, runtime, d.id, grace, now),
+            used_bytes: runtime.disks.get(&d.id).map_or(0, |v| v.used_bytes),
+            reserved_bytes: 0,
+        })
+    });
+    let pending = map
+        .pgs
+        .values()
+        .flat_map(|c| c.learners.iter().map(|l| place::PendingMove { pg: c.pg, from: l.replaces, to: l.replica.disk }));
+    place::Input {
+        topology: place::Topology { disks: disks.collect() },
+        pools: map.pools.values().map(pool_spec).collect(),
+        current: map.pgs.values().map(|c| row(c, bytes)).collect(),
+        limits: place::Limits { backfill_limit_ratio: BACKFILL_RATIO },
+        // A disk that catches up with itself doesn't move.
+        pending: pending.filter(|p| p.from != Some(p.to)).collect(),
+        cohort: None,
+        seed: u64::from(map.epoch),
+    }
+}
+
+/// A pool's rule for the planner.
+pub fn pool_spec(pool: &Pool) -> place::PoolSpec {
+    place::PoolSpec {
+        id: pool.id,
+        name: pool.name.clone(),
+        replicas: pool.replicas,
+        min_replicas: pool.min_replicas,
+        failure_domain: match pool.failure_domain {
+            FailureDomain::Disk => place::FailureDomain::Disk,
+            FailureDomain::Node => place::FailureDomain::Node,
+            FailureDomain::Rack => place::FailureDomain::Rack,
+            FailureDomain::Zone => place::FailureDomain::Zone,
+            FailureDomain::Release => place::FailureDomain::Release,
+        },
+        class: (!pool.class.is_empty()).then(|| pool.class.clone()),
+        pg_count: pool.pg_count,
+    }
+}
+
+fn row(config: &PgConfig, bytes: &BTreeMap<PgId, u64>) -> place::PgPlacement {
+    place::PgPlacement {
+        pg: config.pg,
+        bytes: bytes.get(&config.pg).copied().unwrap_or(0),
+        disks: config.members.iter().map(|m| m.disk).collect(),
+    }
+}
+
+fn disk_state(map: &ClusterMap, runtime: &Runtime, disk: DiskId, grace: Duration, now: Instant) -> place::DiskState {
+    use place::DiskState as S;
+    let Some(record) = map.disks.get(&disk) else { return S::Lost };
+    let Some(node) = map.nodes.get(&record.node) else { return S::Lost };
+    if node.admin_state == NodeAdminState::Removed || record.admin_state == DiskAdminState::Removed {
+        return S::Lost;
+    }
+    if record.admin_state == DiskAdminState::Failed {
+        return S::Failed;
+    }
+    if node.admin_state == NodeAdminState::Maintenance {
+        return S::Maintenance;
+    }
+    if runtime.live_boot(disk).is_none() {
+        // A node that never came (a disk not yet registered) is away, not lost, until the grace has passed.
+        let lost = runtime.lost_since(record.node).is_some_and(|since| now.since(since) >= grace);
+        return if lost { S::Lost } else { S::Down };
+    }
+    if node.admin_state == NodeAdminState::Draining || record.admin_state == DiskAdminState::Draining {
+        return S::Draining;
+    }
+    let view = runtime.disks.get(&disk);
+    let full = view.is_some_and(|v| v.used_bytes as f64 >= v.capacity_bytes as f64 * FULL_RATIO);
+    if full { S::Full } else { S::Up }
+}
+
+/// The default number of PGs for a pool: 100 replicas a disk, next power of two.
+pub fn default_pg_count(map: &ClusterMap, replicas: u32, class: &str) -> u32 {
+    let fits =
+        |d: &&crate::core::cluster::Disk| (class.is_empty() || d.class == class) && Runtime::is_active(map, d.id);
+    let disks = u32::try_from(map.disks.values().filter(fits).count()).unwrap_or(u32::MAX);
+    let wanted = u64::from(disks.max(1)) * u64::from(PG_REPLICAS_PER_DISK) / u64::from(replicas.max(1));
+    let power = wanted.max(1).next_power_of_two();
+    u32::try_from(power).unwrap_or(u32::MAX).min(crate::core::cluster::state::PG_COUNT_MAX)
+}

@@ -1,0 +1,463 @@
+//! What the coordinator observes and the map doesn't hold: who answers, at which boot, with which copies.
+//!
+//! Rebuilt from registrations after every start; nothing here is stored. Pure but for its inputs: time is passed in.
+//!
+//! A node is `Up` while it is heard, `Suspect` after [`SUSPECT_AFTER`], `Down` after [`DOWN_AFTER`] of silence, sooner if
+//! a gateway or another node can't reach it either (R8), and at once if its link ended by the process's own end.
+//! A coordinator that has just started, or was itself frozen, judges nobody until everyone had time to be heard.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::core::cluster::command::Liveness;
+use crate::core::cluster::{ClusterMap, DiskAdminState, NodeAdminState, PgConfig, Replica};
+use crate::core::ids::{BootId, DiskId, Generation, NodeId, PgId, VolumeId};
+use crate::core::units::Instant;
+use crate::wire::control;
+
+/// Three heartbeats of 150 ms missed.
+pub const SUSPECT_AFTER: Duration = Duration::from_millis(450);
+/// Silence that counts alone.
+pub const DOWN_AFTER: Duration = Duration::from_millis(1200);
+/// How long after its own start the coordinator waits for registrations.
+pub const SETTLE: Duration = Duration::from_secs(4);
+/// An accusation counts against the heartbeats when it has stood so long (R8).
+pub const ACCUSATION_STANDS: Duration = Duration::from_secs(2);
+/// An accusation that isn't repeated is forgotten.
+const ACCUSATION_KEPT: Duration = Duration::from_secs(5);
+/// A disk that its primary removed although others hear it comes back to that PG after this, and twice as long each
+/// time it happens again: two nodes that can't hear each other must not make configurations without end.
+const FLAP_PAUSE: Duration = Duration::from_secs(2);
+/// Doublings of the pause: at most 64 s.
+const FLAP_DOUBLINGS_MAX: u32 = 5;
+/// So long without another removal, and it is forgotten.
+const FLAP_KEPT: Duration = Duration::from_secs(180);
+/// A gateway's word alone counts against a node's heartbeats when it has stood so long (R8).
+const CUT_OFF_AFTER: Duration = Duration::from_secs(2);
+/// What a peer says it can't reach counts only while it says so.
+const UNREACHABLE_KEPT: Duration = Duration::from_secs(2);
+
+/// Names a control connection.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ConnId(pub u64);
+
+/// Whether a node answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// It is heard.
+    Up,
+    /// It missed heartbeats.
+    Suspect,
+    /// Taken as dead.
+    Down,
+}
+
+/// A node as it registered and reports.
+#[derive(Clone, Debug)]
+pub struct NodeView {
+    /// Its control connection.
+    pub conn: Option<ConnId>,
+    /// Random number of the process.
+    pub process: u64,
+    /// Operating system's number of it.
+    pub pid: u32,
+    /// See [`Life`].
+    pub life: Life,
+    /// Last sign of life.
+    pub heard: Instant,
+    /// Since when it is lost.
+    pub lost_at: Option<Instant>,
+    /// It has registered since this coordinator started.
+    pub registered: bool,
+    /// Whom it can't reach, and when it said so.
+    unreachable: (Instant, BTreeSet<NodeId>),
+    /// Last report, and the one before with its time, for rates.
+    pub stats: Option<(Instant, control::Stats)>,
+    /// See `stats`.
+    pub stats_before: Option<(Instant, control::Stats)>,
+    /// PGs that it serves as primary.
+    pub serving: BTreeSet<PgId>,
+}
+
+/// A disk's copy of a PG.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copy {
+    /// Highest generation that it has accepted, as far as known.
+    pub generation: Generation,
+    /// May be a source.
+    pub complete: bool,
+    /// For R2.
+    pub flush_mark: u64,
+}
+
+/// A disk as it registered.
+#[derive(Clone, Debug)]
+pub struct DiskView {
+    /// Its node.
+    pub node: NodeId,
+    /// R1.
+    pub boot: BootId,
+    /// Not to be used.
+    pub failed: bool,
+    /// Bytes in used slots.
+    pub used_bytes: u64,
+    /// Bytes that slots can hold.
+    pub capacity_bytes: u64,
+    /// For people.
+    pub path: String,
+    /// What it holds.
+    pub copies: BTreeMap<PgId, Copy>,
+}
+
+/// A gateway that is connected.
+#[derive(Clone, Debug)]
+pub struct GatewayView {
+    /// Its name.
+    pub name: String,
+    unreachable: (Instant, BTreeSet<NodeId>),
+    /// Since when it says so without a break.
+    unreachable_since: BTreeMap<NodeId, Instant>,
+}
+
+/// What changed by judging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Heard again.
+    Up(NodeId),
+    /// Missed heartbeats.
+    Suspect(NodeId),
+    /// Taken as dead.
+    Down(NodeId),
+}
+
+/// All observations.
+#[derive(Debug)]
+pub struct Runtime {
+    /// When this coordinator started.
+    pub started: Instant,
+    /// Nobody is judged before.
+    pub judge_from: Instant,
+    /// As of the last judgement.
+    pub now: Instant,
+    /// By node.
+    pub nodes: BTreeMap<NodeId, NodeView>,
+    /// By disk.
+    pub disks: BTreeMap<DiskId, DiskView>,
+    /// By connection.
+    pub gateways: BTreeMap<ConnId, GatewayView>,
+    /// First and last time that a primary accused a member.
+    accusations: BTreeMap<(PgId, Replica), (Instant, Instant)>,
+    /// Disks that a PG's primary removed although they answer: how often, and when last.
+    flaps: BTreeMap<(PgId, DiskId), (u32, Instant)>,
+    /// PGs and nodes that the PG's writer can't reach.
+    cut_off: BTreeSet<(PgId, NodeId)>,
+    /// PGs that have dropped a volume which is being deleted.
+    pub dropped: BTreeMap<VolumeId, BTreeSet<PgId>>,
+    /// Since when a PG has fewer live members than its pool wants.
+    pub short_since: BTreeMap<PgId, Instant>,
+    /// PGs that need no grace: a disk was declared lost, or the pool asks for more.
+    pub no_grace: BTreeSet<PgId>,
+}
+
+impl Runtime {
+    /// Nothing observed yet.
+    pub fn new(now: Instant) -> Self {
+        Runtime {
+            started: now,
+            judge_from: now + SETTLE,
+            now,
+            nodes: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            accusations: BTreeMap::new(),
+            flaps: BTreeMap::new(),
+            cut_off: BTreeSet::new(),
+            dropped: BTreeMap::new(),
+            short_since: BTreeMap::new(),
+            no_grace: BTreeSet::new(),
+        }
+    }
+
+    /// A node registered, on this connection. Gives the connection that it replaces.
+    pub fn handle_registered(&mut self, conn: ConnId, reg: &control::Register, now: Instant) -> Option<ConnId> {
+        let node = NodeId(reg.node);
+        for disk in &reg.disks {
+            let copies = disk.pgs.iter().map(|p| {
+                let generation = Generation { epoch: p.generation_epoch, n: p.generation_n };
+                (PgId::from_u64(p.pg), Copy { generation, complete: p.complete, flush_mark: p.flush_mark })
+            });
+            let view = DiskView {
+                node,
+                boot: BootId(disk.boot),
+                failed: disk.failed,
+                used_bytes: disk.used_bytes,
+                capacity_bytes: disk.capacity_bytes,
+                path: disk.path.clone(),
+                copies: copies.collect(),
+            };
+            self.disks.insert(DiskId(disk.disk), view);
+        }
+        // A disk that the node no longer brings doesn't answer.
+        self.disks.retain(|id, d| d.node != node || reg.disks.iter().any(|r| r.disk == id.0));
+        let old = self.nodes.remove(&node);
+        let same_process = old.as_ref().is_some_and(|o| o.process == reg.process);
+        self.nodes.insert(
+            node,
+            NodeView {
+                conn: Some(conn),
+                process: reg.process,
+                pid: reg.pid,
+                life: Life::Up,
+                heard: now,
+                lost_at: None,
+                registered: true,
+                unreachable: (now, BTreeSet::new()),
+                stats: old.as_ref().filter(|_| same_process).and_then(|o| o.stats.clone()),
+                stats_before: None,
+                serving: BTreeSet::new(),
+            },
+        );
+        old.and_then(|o| o.conn).filter(|c| *c != conn)
+    }
+
+    /// A sign of life from a node.
+    pub fn handle_node_heartbeat(&mut self, node: NodeId, conn: ConnId, unreachable: &[u32], at: Instant) {
+        if let Some(view) = self.nodes.get_mut(&node).filter(|v| v.conn == Some(conn)) {
+            view.heard = view.heard.max(at);
+            view.unreachable = (at, unreachable.iter().map(|n| NodeId(*n)).collect());
+        }
+    }
+
+    /// A sign of life from a gateway.
+    pub fn handle_gateway_heartbeat(&mut self, conn: ConnId, unreachable: &[u32], at: Instant) {
+        if let Some(view) = self.gateways.get_mut(&conn) {
+            let said: BTreeSet<NodeId> = unreachable.iter().map(|n| NodeId(*n)).collect();
+            if at.since(view.unreachable.0) >= UNREACHABLE_KEPT {
+                view.unreachable_since.clear(); // It was silent in between: its word starts anew.
+            }
+            view.unreachable_since.retain(|n, _| said.contains(n));
+            for node in &said {
+                view.unreachable_since.entry(*node).or_insert(at);
+            }
+            view.unreachable = (at, said);
+        }
+    }
+
+    /// A gateway presented itself.
+    pub fn handle_gateway(&mut self, conn: ConnId, name: String, now: Instant) {
+        let view = GatewayView { name, unreachable: (now, BTreeSet::new()), unreachable_since: BTreeMap::new() };
+        self.gateways.insert(conn, view);
+    }
+
+    /// A connection ended; `by_process` if the process ended it or has restarted, rather than fell silent.
+    /// Gives the node that is down by this.
+    pub fn handle_closed(&mut self, conn: ConnId, by_process: bool, now: Instant) -> Option<NodeId> {
+        self.gateways.remove(&conn);
+        let (node, view) = self.nodes.iter_mut().find(|(_, v)| v.conn == Some(conn))?;
+        view.conn = None;
+        if by_process && view.life != Life::Down {
+            (view.life, view.lost_at) = (Life::Down, Some(now));
+            return Some(*node);
+        }
+        None
+    }
+
+    /// A primary accuses members (R8).
+    pub fn handle_accusation(&mut self, pg: PgId, accused: &[Replica], now: Instant) {
+        for replica in accused {
+            let entry = self.accusations.entry((pg, *replica)).or_insert((now, now));
+            entry.1 = now;
+        }
+    }
+
+    /// A primary's removal of a member was carried out: its word is used up.
+    pub fn handle_removed(&mut self, pg: PgId, removed: Replica, now: Instant) {
+        self.accusations.remove(&(pg, removed));
+        if self.is_live(removed) {
+            let flap = self.flaps.entry((pg, removed.disk)).or_insert((0, now));
+            *flap = (flap.0.saturating_add(1), now);
+        }
+    }
+
+    /// The disk was removed from the PG although it answers, and its pause isn't over.
+    pub fn is_flapping(&self, pg: PgId, disk: DiskId) -> bool {
+        self.flaps
+            .get(&(pg, disk))
+            .is_some_and(|(count, at)| self.now.since(*at) < FLAP_PAUSE * 2u32.pow((count - 1).min(FLAP_DOUBLINGS_MAX)))
+    }
+
+    /// This process was itself stopped for a while.
+    pub fn handle_frozen(&mut self, gap: Duration, now: Instant) {
+        // After a long gap peers dial anew; after a short one their heartbeats are on the way.
+        let hold = if gap > DOWN_AFTER { SETTLE } else { Duration::from_millis(600) };
+        self.judge_from = self.judge_from.max(now + hold);
+    }
+
+    /// Compares silence with the limits. Call it often, after all heartbeats that have arrived were handled.
+    pub fn judge(&mut self, map: &ClusterMap, now: Instant) -> Vec<Judgement> {
+        self.now = now;
+        self.accusations.retain(|_, (_, last)| now.since(*last) < ACCUSATION_KEPT);
+        self.flaps.retain(|_, (_, last)| now.since(*last) < FLAP_KEPT);
+        let mut out = Vec::new();
+        let settled = now >= self.judge_from;
+        if settled {
+            // Nodes that have not come back since this coordinator started are lost since then.
+            for node in map.nodes.keys().filter(|n| !self.nodes.contains_key(n)).copied().collect::<Vec<_>>() {
+                self.nodes.insert(node, absent(self.started));
+                out.push(Judgement::Down(node));
+            }
+        }
+        let accused = self.unreachable_nodes(now);
+        for (node, view) in &mut self.nodes {
+            if !view.registered {
+                continue;
+            }
+            let silence = now.since(view.heard);
+            if silence < SUSPECT_AFTER && view.conn.is_some() {
+                if view.life != Life::Up {
+                    (view.life, view.lost_at) = (Life::Up, None);
+                    out.push(Judgement::Up(*node));
+                }
+            } else if settled && view.life != Life::Down {
+                if silence >= DOWN_AFTER || (silence >= SUSPECT_AFTER && accused.contains(node)) {
+                    (view.life, view.lost_at) = (Life::Down, Some(now));
+                    out.push(Judgement::Down(*node));
+                } else if silence >= SUSPECT_AFTER && view.life == Life::Up {
+                    view.life = Life::Suspect;
+                    out.push(Judgement::Suspect(*node));
+                }
+            }
+        }
+        out
+    }
+
+    /// Nodes that somebody who is heard can't reach.
+    fn unreachable_nodes(&self, now: Instant) -> BTreeSet<NodeId> {
+        let fresh = |at: Instant| now.since(at) < UNREACHABLE_KEPT;
+        let mut all = BTreeSet::new();
+        for (node, view) in self.nodes.iter().filter(|(_, v)| v.life == Life::Up && fresh(v.unreachable.0)) {
+            all.extend(view.unreachable.1.iter().filter(|n| *n != node));
+        }
+        for view in self.gateways.values().filter(|v| fresh(v.unreachable.0)) {
+            all.extend(&view.unreachable.1);
+        }
+        all
+    }
+
+    /// Finds the PGs whose writer can't reach a node that others hear (R8). Call it before deciding.
+    pub fn weigh_gateways(&mut self, map: &ClusterMap) {
+        self.cut_off.clear();
+        for view in self.gateways.values() {
+            if self.now.since(view.unreachable.0) >= UNREACHABLE_KEPT {
+                continue;
+            }
+            let stood = |at: &Instant| self.now.since(*at) >= CUT_OFF_AFTER;
+            let nodes: Vec<NodeId> =
+                view.unreachable_since.iter().filter(|(_, at)| stood(at)).map(|(n, _)| *n).collect();
+            // One that reaches nobody has lost its own network.
+            if nodes.is_empty() || nodes.len() >= self.nodes.values().filter(|n| n.life == Life::Up).count() {
+                continue;
+            }
+            for volume in map.volumes.values().filter(|v| v.attached_to == view.name) {
+                self.cut_off.extend(volume.pgs().flat_map(|pg| nodes.iter().map(move |n| (pg, *n))));
+            }
+        }
+    }
+
+    /// The PG's writer can't reach the node.
+    pub fn is_cut_off(&self, pg: PgId, node: NodeId) -> bool {
+        self.cut_off.contains(&(pg, node))
+    }
+
+    /// Takes the failed and removed disks of the map to heart.
+    pub fn follow_disk(&mut self, map: &ClusterMap, disk: DiskId) {
+        let gone = map
+            .disks
+            .get(&disk)
+            .is_none_or(|d| matches!(d.admin_state, DiskAdminState::Failed | DiskAdminState::Removed));
+        if let Some(view) = self.disks.get_mut(&disk) {
+            view.failed |= gone;
+        }
+    }
+
+    /// Notes that a disk has, or will have, a copy.
+    pub fn note_copy(&mut self, replica: Replica, config: &PgConfig, complete: bool) {
+        if let Some(view) = self.disks.get_mut(&replica.disk).filter(|v| v.boot == replica.boot) {
+            let copy = view.copies.entry(config.pg).or_default();
+            copy.generation = copy.generation.max(config.generation);
+            copy.complete |= complete;
+        }
+    }
+
+    /// The disk's boot, if it answers now.
+    pub fn live_boot(&self, disk: DiskId) -> Option<BootId> {
+        let view = self.disks.get(&disk).filter(|v| !v.failed)?;
+        let node = self.nodes.get(&view.node)?;
+        (node.life != Life::Down).then_some(view.boot)
+    }
+
+    /// The disk as a replica at its present boot, if it answers now.
+    pub fn live_replica(&self, disk: DiskId) -> Option<Replica> {
+        Some(Replica { disk, boot: self.live_boot(disk)? })
+    }
+
+    /// A live member that may be primary: complete, as far as its disk says (R21).
+    pub fn may_serve(&self, config: &PgConfig, replica: Replica) -> bool {
+        if !self.is_live(replica) {
+            return false;
+        }
+        match self.disks.get(&replica.disk).and_then(|d| d.copies.get(&config.pg)) {
+            Some(copy) => copy.complete,
+            // The first configuration acks nothing before every member has persisted it: nothing can be missing.
+            None => config.generation.n == 1,
+        }
+    }
+
+    /// Since when the node is lost; `None` if it isn't.
+    pub fn lost_since(&self, node: NodeId) -> Option<Instant> {
+        match self.nodes.get(&node) {
+            Some(view) => view.lost_at,
+            None => Some(self.started),
+        }
+    }
+
+    /// True once everyone had time to be heard.
+    pub fn is_settled(&self) -> bool {
+        self.now >= self.judge_from
+    }
+
+    /// True if the operator wants the node to take replicas.
+    pub fn is_active(map: &ClusterMap, disk: DiskId) -> bool {
+        map.disks.get(&disk).is_some_and(|d| {
+            d.admin_state == DiskAdminState::Active
+                && map.nodes.get(&d.node).is_some_and(|n| n.admin_state == NodeAdminState::Active)
+        })
+    }
+}
+
+fn absent(since: Instant) -> NodeView {
+    NodeView {
+        conn: None,
+        process: 0,
+        pid: 0,
+        life: Life::Down,
+        heard: since,
+        lost_at: Some(since),
+        registered: false,
+        unreachable: (since, BTreeSet::new()),
+        stats: None,
+        stats_before: None,
+        serving: BTreeSet::new(),
+    }
+}
+
+impl Liveness for Runtime {
+    fn is_live(&self, replica: Replica) -> bool {
+        self.live_boot(replica.disk) == Some(replica.boot)
+    }
+
+    fn accusation_stands(&self, pg: PgId, accused: Replica) -> bool {
+        let entry = self.accusations.get(&(pg, accused));
+        entry.is_some_and(|(first, last)| last.since(*first) >= ACCUSATION_STANDS)
+    }
+}

@@ -1,0 +1,475 @@
+//! What people and scripts see: status, health and lists, computed from the map and the observations.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::decide::{PgState, state_of};
+use super::owner::Owner;
+use super::plan::{FULL_RATIO, NEAR_FULL_RATIO};
+use super::runtime::Life;
+use crate::api::types::*;
+use crate::core::cluster::command::Liveness;
+use crate::core::cluster::{DiskAdminState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
+use crate::core::ids::{DiskId, NodeId, PgId};
+use crate::core::units::{HumanBytes, Instant};
+
+/// A rate is the mean over this.
+const RATE_WINDOW: Duration = Duration::from_secs(5);
+
+/// Samples of a counter that never falls, for its rate over the last seconds.
+#[derive(Debug, Default)]
+pub struct RateWindow {
+    samples: VecDeque<(Instant, u64)>,
+}
+
+impl RateWindow {
+    /// One sample a second or so.
+    pub fn sample(&mut self, now: Instant, value: u64) {
+        self.samples.push_back((now, value));
+        while self.samples.len() > 2 && self.samples.front().is_some_and(|(at, _)| now.since(*at) > RATE_WINDOW) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// Per second.
+    pub fn per_sec(&self) -> u64 {
+        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else { return 0 };
+        let seconds = last.0.since(first.0).as_secs_f64();
+        if seconds < 0.5 { 0 } else { ((last.1 - first.1) as f64 / seconds) as u64 }
+    }
+}
+
+/// Members and primaries of a disk.
+type Loads = BTreeMap<DiskId, (u64, u64)>;
+
+impl Owner {
+    fn loads(&self) -> Loads {
+        let mut loads = Loads::new();
+        for config in self.state.map().pgs.values() {
+            for (at, member) in config.members.iter().enumerate() {
+                let load = loads.entry(member.disk).or_default();
+                *load = (load.0 + 1, load.1 + u64::from(at == 0));
+            }
+        }
+        loads
+    }
+
+    fn node_state(&self, node: &Node) -> &'static str {
+        match (node.admin_state, self.runtime.nodes.get(&node.id).map(|v| v.life)) {
+            (NodeAdminState::Removed, _) => "removed",
+            (NodeAdminState::Maintenance, _) => "maintenance",
+            (_, None | Some(Life::Down)) => "down",
+            (_, Some(Life::Suspect)) => "suspect",
+            (NodeAdminState::Draining, _) => "draining",
+            (NodeAdminState::Active, _) => "up",
+        }
+    }
+
+    fn disk_state(&self, disk: &crate::core::cluster::Disk) -> &'static str {
+        let node = self.state.map().nodes.get(&disk.node).map(|n| n.admin_state);
+        match disk.admin_state {
+            DiskAdminState::Removed => "removed",
+            DiskAdminState::Failed => "failed",
+            _ if self.runtime.live_boot(disk.id).is_none() => "down",
+            _ if self.fill_of(disk.id) >= FULL_RATIO => "full",
+            DiskAdminState::Draining => "draining",
+            DiskAdminState::Active if node == Some(NodeAdminState::Draining) => "draining",
+            DiskAdminState::Active => "up",
+        }
+    }
+
+    fn fill_of(&self, disk: DiskId) -> f64 {
+        self.runtime.disks.get(&disk).map_or(0.0, |d| d.used_bytes as f64 / (d.capacity_bytes.max(1)) as f64)
+    }
+
+    fn node_name(&self, node: NodeId) -> String {
+        self.state.map().nodes.get(&node).map_or_else(|| node.to_string(), |n| n.name.clone())
+    }
+
+    /// Counts of states over PGs.
+    pub(super) fn pg_counts<'a>(&self, pgs: impl Iterator<Item = &'a PgConfig>) -> PgCounts {
+        let moving = self.planning.misplaced();
+        let mut counts = PgCounts::default();
+        for config in pgs {
+            counts.total += 1;
+            match state_of(self.state.map(), &self.runtime, config) {
+                PgState::Clean => {
+                    counts.clean += 1;
+                    counts.misplaced += u64::from(moving.contains(&config.pg));
+                }
+                PgState::Degraded => counts.degraded += 1,
+                PgState::Unavailable(_) => counts.unavailable += 1,
+            }
+        }
+        counts
+    }
+
+    /// `GET /v1/status`.
+    pub(super) fn status(&self) -> Status {
+        let map = self.state.map();
+        let loads = self.loads();
+        let pgs = self.pg_counts(map.pgs.values());
+        let (health, health_reasons) = self.health(&pgs);
+        let nodes = map.nodes.values().map(|n| NodeStatus {
+            id: n.id,
+            name: n.name.clone(),
+            state: self.node_state(n).to_owned(),
+        });
+        let disks = map.disks.values().map(|d| {
+            let load = loads.get(&d.id).copied().unwrap_or_default();
+            DiskStatus {
+                id: d.id,
+                node: self.node_name(d.node),
+                state: self.disk_state(d).to_owned(),
+                capacity_bytes: d.capacity_bytes,
+                used_bytes: self.runtime.disks.get(&d.id).map_or(0, |v| v.used_bytes),
+                pg_replicas: load.0,
+                primaries: load.1,
+            }
+        });
+        let disks: Vec<DiskStatus> = disks.collect();
+        let usable = |d: &&DiskStatus| !matches!(d.state.as_str(), "removed" | "failed");
+        Status {
+            cluster: map.cluster.to_string(),
+            health,
+            health_reasons,
+            feature_level: map.feature_level,
+            map_version: map.version,
+            pgs,
+            resync: self.resync_status(),
+            foreground: self.foreground(),
+            nodes: nodes.collect(),
+            provisioned_bytes: map.volumes.values().map(|v| v.size_bytes).sum(),
+            used_bytes: disks.iter().filter(usable).map(|d| d.used_bytes).sum(),
+            capacity_bytes: disks.iter().filter(usable).map(|d| d.capacity_bytes).sum(),
+            disks,
+            plan_pending: self.planning.is_pending() || !self.fresh_disks.is_empty() || !self.runtime.is_settled(),
+        }
+    }
+
+    /// `ok`, `warn` or `error`, and why, worst first.
+    fn health(&self, pgs: &PgCounts) -> (String, Vec<String>) {
+        let map = self.state.map();
+        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+        if pgs.unavailable > 0 {
+            let first = map.pgs.values().find_map(|c| match state_of(map, &self.runtime, c) {
+                PgState::Unavailable(why) => Some((c.pg, why)),
+                _ => None,
+            });
+            let example = first.map_or_else(String::new, |(pg, why)| format!(" PG {pg}: {why}."));
+            errors.push(format!("{} placement groups are not served.{example}", pgs.unavailable));
+        }
+        for disk in map.disks.values() {
+            let (id, node) = (disk.id, self.node_name(disk.node));
+            let percent = (self.fill_of(disk.id) * 100.0) as u32;
+            match self.disk_state(disk) {
+                "failed" => errors.push(format!(
+                    "Disk {id} of node {node} has failed: replace it, then remove its node or add a new disk."
+                )),
+                "full" => errors.push(format!(
+                    "Disk {id} of node {node} is full ({percent} %): writes to it wait until you delete data or add a node."
+                )),
+                "removed" => {}
+                _ if self.fill_of(disk.id) >= NEAR_FULL_RATIO => warnings
+                    .push(format!("Disk {id} of node {node} is {percent} % full: add capacity or delete data.")),
+                _ => {}
+            }
+        }
+        for (node, view) in &self.runtime.nodes {
+            let full = view.stats.iter().flat_map(|(_, s)| s.full_disks.iter());
+            let full: BTreeSet<DiskId> = full.map(|d| DiskId(*d)).collect();
+            for disk in full {
+                errors.push(format!(
+                    "Writes wait for space on disk {disk} (as node {} says): delete data or add a node.",
+                    self.node_name(*node)
+                ));
+            }
+        }
+        if self.planning.job.missing_capacity_bytes > 0 {
+            let missing = HumanBytes(self.planning.job.missing_capacity_bytes);
+            warnings.push(format!("There is no room for {missing} of copies: add disks of at least that size."));
+        }
+        for node in map.nodes.values() {
+            let name = &node.name;
+            match self.node_state(node) {
+                "down" => warnings.push(format!("Node {name} does not answer: start it, or remove it for good.")),
+                "suspect" => warnings.push(format!("Node {name} misses heartbeats: look at its load and network.")),
+                "maintenance" => warnings.push(format!("Node {name} is in maintenance: end it when it is done.")),
+                _ => {}
+            }
+        }
+        if pgs.degraded > 0 {
+            warnings.push(format!(
+                "{} placement groups have fewer copies than wanted: they are repaired when their nodes return, or elsewhere after the grace.",
+                pgs.degraded
+            ));
+        }
+        for rejected in self.planning.job.rejected.iter().take(5) {
+            warnings.push(format!("{} can't be placed: {}.", rejected.what, rejected.reason.trim_end_matches('.')));
+        }
+        if map.settings.resync.paused {
+            warnings.push("Resync is paused: `evenkeel resync resume` lets it go on.".to_owned());
+        }
+        let health = if !errors.is_empty() {
+            "error"
+        } else if !warnings.is_empty() {
+            "warn"
+        } else {
+            "ok"
+        };
+        errors.extend(warnings);
+        (health.to_owned(), errors)
+    }
+
+    fn sessions(&self) -> Vec<SessionInfo> {
+        let map = self.state.map();
+        let mut reported = BTreeMap::new();
+        for view in self.runtime.nodes.values().filter(|v| v.life != Life::Down) {
+            for s in view.stats.iter().flat_map(|(_, s)| &s.sessions) {
+                reported.insert((PgId::from_u64(s.pg), DiskId(s.learner)), s);
+            }
+        }
+        let mut out = Vec::new();
+        for config in map.pgs.values().filter(|c| !c.learners.is_empty()) {
+            for learner in &config.learners {
+                let disk = learner.replica.disk;
+                let s = reported.get(&(config.pg, disk));
+                let bytes = self.pg_bytes.get(&config.pg).copied().unwrap_or(0);
+                out.push(SessionInfo {
+                    pg: config.pg.to_string(),
+                    from: config.primary().unwrap_or_default().disk,
+                    to: disk,
+                    class: learner.class,
+                    bytes_total: s.map_or(bytes, |s| s.bytes_total),
+                    bytes_done: s.map_or(0, |s| s.bytes_done.min(s.bytes_total)),
+                    bytes_sent: s.map_or(0, |s| s.bytes_sent),
+                    limited_by: s.map_or_else(|| "nothing".to_owned(), |s| s.limited_by.chars().take(64).collect()),
+                });
+            }
+        }
+        out
+    }
+
+    fn resync_status(&self) -> ResyncStatus {
+        let map = self.state.map();
+        let sessions = self.sessions();
+        let active: BTreeSet<(String, DiskId)> = sessions.iter().map(|s| (s.pg.clone(), s.to)).collect();
+        let waiting: Vec<_> =
+            self.planning.job.moves.iter().filter(|m| !active.contains(&(m.pg.to_string(), m.to))).collect();
+        let left: u64 = sessions.iter().map(|s| s.bytes_total - s.bytes_done).sum::<u64>()
+            + waiting.iter().map(|m| m.bytes).sum::<u64>();
+        let done: u64 = sessions.iter().map(|s| s.bytes_done).sum::<u64>() + self.planning.job.bytes_finished;
+        let idle = sessions.is_empty() && waiting.is_empty();
+        let rate = self.rate.per_sec();
+        let mut limits: BTreeMap<&str, usize> = BTreeMap::new();
+        for s in &sessions {
+            *limits.entry(s.limited_by.as_str()).or_default() += 1;
+        }
+        let most = limits.into_iter().max_by_key(|(_, n)| *n).map(|(l, _)| l);
+        let limited_by = match most {
+            _ if map.settings.resync.paused => "paused",
+            Some(l) => l,
+            None if !waiting.is_empty() => "slots",
+            None => "nothing",
+        };
+        ResyncStatus {
+            active_moves: sessions.len() as u64,
+            pending_moves: (sessions.len() + waiting.len()) as u64,
+            bytes_total: if idle { 0 } else { done + left },
+            bytes_done: self.totals.bytes_done(),
+            bytes_left: left,
+            rate_bytes_per_sec: rate,
+            eta_seconds: (!idle && rate > 0).then(|| left as f64 / rate as f64),
+            limited_by: limited_by.to_owned(),
+            cap_bytes_per_sec: map.settings.resync.cap_bytes_per_sec,
+            paused: map.settings.resync.paused,
+        }
+    }
+
+    /// `GET /v1/resync`.
+    pub(super) fn resync_info(&self) -> ResyncInfo {
+        let map = self.state.map();
+        let r = &map.settings.resync;
+        let by_class = self.totals.by_class();
+        let name = |(i, c): (usize, &ResyncClass)| (c.name().to_owned(), by_class.get(i).copied().unwrap_or(0));
+        let pending = map.nodes.values().filter(|n| {
+            n.admin_state != NodeAdminState::Removed
+                && self.runtime.nodes.get(&n.id).is_none_or(|v| v.life == Life::Down || v.conn.is_none())
+        });
+        ResyncInfo {
+            status: self.resync_status(),
+            cap_bytes_per_sec: r.cap_bytes_per_sec,
+            floor_bytes_per_sec: r.floor_bytes_per_sec,
+            target_inflation: r.target_inflation,
+            target_p99_us: r.target_p99_us,
+            paused: r.paused,
+            bytes_by_class: ResyncClass::ALL.iter().enumerate().map(name).collect(),
+            sessions: self.sessions(),
+            pending_nodes: pending.map(|n| n.name.clone()).collect(),
+        }
+    }
+
+    fn foreground(&self) -> ForegroundStatus {
+        let mut sum = ForegroundStatus::default();
+        for view in self.runtime.nodes.values().filter(|v| v.life != Life::Down) {
+            let Some((at, stats)) = &view.stats else { continue };
+            sum.p50_us = sum.p50_us.max(stats.foreground_p50_us);
+            sum.p99_us = sum.p99_us.max(stats.foreground_p99_us);
+            let Some((before_at, before)) = &view.stats_before else { continue };
+            let seconds = at.since(*before_at).as_secs_f64();
+            if before.process == stats.process && seconds > 0.1 {
+                let rate = |now: u64, then: u64| (now.saturating_sub(then) as f64 / seconds) as u64;
+                sum.read_iops += rate(stats.foreground_reads, before.foreground_reads);
+                sum.write_iops += rate(stats.foreground_writes, before.foreground_writes);
+            }
+        }
+        sum
+    }
+
+    fn disk_info(&self, disk: &crate::core::cluster::Disk, loads: &Loads) -> DiskInfo {
+        let load = loads.get(&disk.id).copied().unwrap_or_default();
+        let view = self.runtime.disks.get(&disk.id);
+        DiskInfo {
+            id: disk.id,
+            node: self.node_name(disk.node),
+            state: self.disk_state(disk).to_owned(),
+            class: disk.class.clone(),
+            path: view.map_or_else(String::new, |v| v.path.clone()),
+            capacity_bytes: disk.capacity_bytes,
+            used_bytes: view.map_or(0, |v| v.used_bytes),
+            pg_replicas: load.0,
+            primaries: load.1,
+        }
+    }
+
+    /// All disks.
+    pub(super) fn disk_infos(&self) -> Vec<DiskInfo> {
+        let loads = self.loads();
+        self.state.map().disks.values().map(|d| self.disk_info(d, &loads)).collect()
+    }
+
+    /// All nodes.
+    pub(super) fn node_infos(&self) -> Vec<NodeInfo> {
+        let loads = self.loads();
+        let map = self.state.map();
+        let info = |n: &Node| NodeInfo {
+            id: n.id,
+            name: n.name.clone(),
+            state: self.node_state(n).to_owned(),
+            addr: n.addr.to_string(),
+            admin_url: n.admin_url.clone(),
+            pid: self.runtime.nodes.get(&n.id).map_or(0, |v| v.pid),
+            zone: n.zone.clone(),
+            rack: n.rack.clone(),
+            release: n.release.clone(),
+            disks: map.disks.values().filter(|d| d.node == n.id).map(|d| self.disk_info(d, &loads)).collect(),
+        };
+        map.nodes.values().map(info).collect()
+    }
+
+    /// One pool.
+    pub(super) fn pool_info(&self, pool: &Pool) -> PoolInfo {
+        PoolInfo {
+            id: pool.id,
+            name: pool.name.clone(),
+            replicas: pool.replicas,
+            min_replicas: pool.min_replicas,
+            failure_domain: pool.failure_domain,
+            class: pool.class.clone(),
+            pg_count: pool.pg_count,
+            durability: if pool.durable_writes { "write" } else { "flush" }.to_owned(),
+            volumes: self.state.map().volumes.values().filter(|v| v.pool == pool.id).count() as u64,
+        }
+    }
+
+    /// One volume.
+    pub(super) fn volume_info(&self, volume: &Volume) -> VolumeInfo {
+        let map = self.state.map();
+        let configs: Vec<&PgConfig> = volume.pgs().filter_map(|pg| map.pgs.get(&pg)).collect();
+        let pgs = self.pg_counts(configs.iter().copied());
+        let state = match &pgs {
+            _ if volume.deleting => "deleting",
+            c if c.unavailable > 0 => "unavailable",
+            c if c.degraded > 0 => "degraded",
+            _ => "ok",
+        };
+        let disks: BTreeSet<DiskId> = configs.iter().flat_map(|c| c.members.iter().map(|m| m.disk)).collect();
+        VolumeInfo {
+            id: volume.id,
+            name: volume.name.clone(),
+            pool: map.pools.get(&volume.pool).map_or_else(String::new, |p| p.name.clone()),
+            size_bytes: volume.size_bytes,
+            attached_to: (!volume.attached_to.is_empty()).then(|| volume.attached_to.clone()),
+            incarnation: volume.incarnation,
+            priority: volume.priority,
+            state: state.to_owned(),
+            stripes: volume.stripes.clone(),
+            pgs,
+            disks: disks.into_iter().collect(),
+        }
+    }
+
+    /// One PG. `moving` are those that the plan moves.
+    pub(super) fn pg_info(&self, config: &PgConfig, moving: &BTreeSet<PgId>) -> PgInfo {
+        let map = self.state.map();
+        let (state, reason) = match state_of(map, &self.runtime, config) {
+            PgState::Clean => ("clean", String::new()),
+            PgState::Degraded => ("degraded", String::new()),
+            PgState::Unavailable(why) => ("unavailable", why),
+        };
+        let missing = config.members.iter().filter(|m| !self.runtime.is_live(**m));
+        PgInfo {
+            id: config.pg.to_string(),
+            pool: map.pools.get(&config.pg.pool).map_or_else(String::new, |p| p.name.clone()),
+            state: state.to_owned(),
+            misplaced: state == "clean" && moving.contains(&config.pg),
+            generation: config.generation,
+            members: config.members.clone(),
+            missing: missing.map(|m| m.disk).collect(),
+            learners: config.learners.iter().map(|l| l.replica.disk).collect(),
+            bytes: self.pg_bytes.get(&config.pg).copied().unwrap_or(0),
+            reason,
+        }
+    }
+
+    /// All PGs.
+    pub(super) fn pg_infos(&self) -> Vec<PgInfo> {
+        let moving = self.planning.misplaced();
+        self.state.map().pgs.values().map(|c| self.pg_info(c, &moving)).collect()
+    }
+
+    /// Brings `/metrics` up to date.
+    pub(super) fn show_metrics(&self) {
+        let map = self.state.map();
+        let m = &self.facts.metrics;
+        let pgs = self.pg_counts(map.pgs.values());
+        for (state, count) in [
+            ("clean", pgs.clean),
+            ("degraded", pgs.degraded),
+            ("unavailable", pgs.unavailable),
+            ("misplaced", pgs.misplaced),
+        ] {
+            m.set_pgs(state, count);
+        }
+        let mut nodes: BTreeMap<String, u64> = BTreeMap::new();
+        for node in map.nodes.values() {
+            *nodes.entry(self.node_state(node).to_owned()).or_default() += 1;
+        }
+        m.set_nodes(&nodes);
+        for (id, disk) in &self.runtime.disks {
+            m.space.set(*id, disk.used_bytes, disk.capacity_bytes);
+        }
+        for (class, bytes) in ResyncClass::ALL.iter().zip(self.totals.by_class()) {
+            m.resync_bytes.raise_to(*class, *bytes);
+        }
+        let learners = map.pgs.values().map(|c| c.learners.len()).sum::<usize>();
+        m.active_moves.set(i64::try_from(learners).unwrap_or(i64::MAX));
+        m.pending_moves.set(i64::try_from(self.planning.job.moves.len()).unwrap_or(i64::MAX));
+        m.map_version.set(i64::try_from(map.version).unwrap_or(i64::MAX));
+        m.health.set(match self.health(&pgs).0.as_str() {
+            "ok" => 0,
+            "warn" => 1,
+            _ => 2,
+        });
+    }
+}

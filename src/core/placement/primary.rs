@@ -1,0 +1,174 @@
+//! Chooses each PG's primary so that every disk has within one of its even number, changing as few as it can.
+//!
+//! A primary change moves no data. A disk's even number is its share of replicas over the replica count, among disks
+//! that may serve. The search is for augmenting paths over disks: an edge x → y is a PG with primary x and a replica
+//! on y.
+
+use std::collections::VecDeque;
+
+use super::layout::{Disks, Layout, NONE};
+use super::model::DiskState;
+
+/// Reorders each row so that its primary is first. `today` is the primary before the plan, by PG.
+pub(super) fn choose(pool: &mut Layout<'_>, disks: &Disks, today: &[u32]) {
+    let serves = |d: u32| serves(disks, d);
+    let pgs = pool.pg_count();
+    let mut primary = vec![NONE; pgs as usize];
+    let mut count = vec![0u32; disks.len()];
+    let mut choices = vec![0.0f64; disks.len()];
+    let mut floating = Vec::new();
+    for pg in 0..pgs {
+        let row = &pool.rows[pg as usize];
+        let able = row.iter().filter(|&&d| serves(d)).count();
+        if able == 0 {
+            continue;
+        }
+        for &d in row.iter().filter(|&&d| serves(d)) {
+            choices[d as usize] += 1.0 / able as f64;
+        }
+        let now = today[pg as usize];
+        if now != NONE && serves(now) && row.contains(&now) {
+            primary[pg as usize] = now;
+            count[now as usize] += 1;
+        } else {
+            floating.push(pg);
+        }
+    }
+    for &pg in &floating {
+        let row = &pool.rows[pg as usize];
+        let lead = |d: u32| f64::from(count[d as usize]) - choices[d as usize];
+        if let Some(d) =
+            row.iter().copied().filter(|&d| serves(d)).min_by(|&a, &b| lead(a).total_cmp(&lead(b)).then(a.cmp(&b)))
+        {
+            primary[pg as usize] = d;
+            count[d as usize] += 1;
+        }
+    }
+    let mut seats = Seats::new(&choices, count, primary, disks);
+    for d in 0..disks.len() as u32 {
+        while seats.count[d as usize] < seats.low[d as usize] && seats.pull(pool, d) {}
+    }
+    for d in 0..disks.len() as u32 {
+        while seats.count[d as usize] > seats.high[d as usize] && seats.push(pool, disks, d) {}
+    }
+    let primary = seats.primary;
+    for pg in 0..pgs {
+        if let Some(at) = pool.rows[pg as usize].iter().position(|&d| d == primary[pg as usize]) {
+            pool.rows[pg as usize][..=at].rotate_right(1);
+        }
+    }
+}
+
+/// Who leads what, and how many each disk should lead: the whole numbers next to its even number. As the even
+/// numbers themselves are a way to split every PG's lead among its replicas, a way within these bounds exists and
+/// the searches find it.
+struct Seats {
+    low: Vec<u32>,
+    high: Vec<u32>,
+    count: Vec<u32>,
+    primary: Vec<u32>,
+    led: Vec<Vec<u32>>,
+    /// Scratch of a search: (neighbour towards its start, the PG between).
+    came: Vec<(u32, u32)>,
+    touched: Vec<u32>,
+}
+
+impl Seats {
+    fn new(even: &[f64], count: Vec<u32>, primary: Vec<u32>, disks: &Disks) -> Self {
+        /// Float noise of a sum of fractions.
+        const EPS: f64 = 1e-6;
+        let mut led: Vec<Vec<u32>> = vec![Vec::new(); disks.len()];
+        for (pg, &d) in primary.iter().enumerate().filter(|(_, d)| **d != NONE) {
+            led[d as usize].push(pg as u32);
+        }
+        Seats {
+            low: even.iter().map(|e| (e + EPS).floor() as u32).collect(),
+            high: even.iter().map(|e| (e - EPS).ceil().max(0.0) as u32).collect(),
+            count,
+            primary,
+            led,
+            came: vec![(NONE, NONE); disks.len()],
+            touched: Vec::new(),
+        }
+    }
+
+    fn begin(&mut self, start: u32) -> VecDeque<u32> {
+        for d in self.touched.drain(..) {
+            self.came[d as usize] = (NONE, NONE);
+        }
+        self.note(start, start, NONE);
+        VecDeque::from([start])
+    }
+
+    fn note(&mut self, d: u32, from: u32, pg: u32) {
+        self.came[d as usize] = (from, pg);
+        self.touched.push(d);
+    }
+
+    fn hand(&mut self, pg: u32, from: u32, to: u32) {
+        self.primary[pg as usize] = to;
+        let led = &mut self.led[from as usize];
+        if let Some(i) = led.iter().position(|p| *p == pg) {
+            led.swap_remove(i);
+        }
+        self.led[to as usize].push(pg);
+        self.count[from as usize] -= 1;
+        self.count[to as usize] += 1;
+    }
+
+    /// Brings one more lead to `start`, from a disk that can spare one.
+    fn pull(&mut self, pool: &Layout<'_>, start: u32) -> bool {
+        let mut queue = self.begin(start);
+        while let Some(y) = queue.pop_front() {
+            for &pg in &pool.held[y as usize] {
+                let x = self.primary[pg as usize];
+                if x == NONE || self.came[x as usize].0 != NONE {
+                    continue;
+                }
+                self.note(x, y, pg);
+                if self.count[x as usize] > self.low[x as usize] {
+                    let mut x = x;
+                    while x != start {
+                        let (y, pg) = self.came[x as usize];
+                        self.hand(pg, x, y);
+                        x = y;
+                    }
+                    return true;
+                }
+                queue.push_back(x);
+            }
+        }
+        false
+    }
+
+    /// Takes one lead from `start`, to a disk that has room for one.
+    fn push(&mut self, pool: &Layout<'_>, disks: &Disks, start: u32) -> bool {
+        let mut queue = self.begin(start);
+        while let Some(x) = queue.pop_front() {
+            for pg in self.led[x as usize].clone() {
+                for &y in pool.rows[pg as usize].iter().filter(|&&y| serves(disks, y)) {
+                    if self.came[y as usize].0 != NONE {
+                        continue;
+                    }
+                    self.note(y, x, pg);
+                    if self.count[y as usize] < self.high[y as usize] {
+                        let mut y = y;
+                        while y != start {
+                            let (x, pg) = self.came[y as usize];
+                            self.hand(pg, x, y);
+                            y = x;
+                        }
+                        return true;
+                    }
+                    queue.push_back(y);
+                }
+            }
+        }
+        false
+    }
+}
+
+/// A primary may stand there.
+fn serves(disks: &Disks, d: u32) -> bool {
+    matches!(disks.state[d as usize], DiskState::Up | DiskState::Full)
+}

@@ -1,0 +1,688 @@
+//! One replica of a placement group: PacificA (Lin et al., MSR-TR-2008-25) with what a block store needs more.
+//!
+//! Purpose: order writes at the primary, apply them at every member, serve reads under leases, change the
+//! configuration without losing an acked byte, and feed learners. PROTOCOL.md's rules are named where they act.
+//!
+//! Call order: feed [`Input`]s to [`Replica::handle`] with the time and an [`Env`]; take the [`Action`]s that it
+//! returns and carry them out in that order. Nothing here waits, reads a clock or touches a file.
+//!
+//! ```text
+//!            Config: I'm primary            all members accepted      reconciled, old grant run out
+//! Outside ───────────────────────▶ Collecting ────────────────▶ Reconciling ────────────────▶ Serving
+//!    ▲  ▲                              ▲   │ a newer configuration that I lead: Collecting again   │
+//!    │  └─────── Secondary ◀───────────┼───┴─── a newer configuration that another leads ◀─────────┘
+//!    └── not in the configuration ─────┘
+//! ```
+//!
+//! Non-goals: choosing members (the coordinator), storing data (`disk`), talking (`net`).
+
+mod client;
+pub mod locks;
+mod member;
+mod primary;
+mod source;
+mod target;
+pub mod types;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::cluster::{PgConfig, Replica as Member, ResyncClass};
+use super::hashtree::Hash;
+use super::ids::{ChunkId, DiskId, Generation, PgId, VolumeId};
+use super::units::{BLOCKS_PER_CHUNK, Instant};
+use locks::{Locks, Mode, Ticket};
+pub use source::SessionProgress;
+pub use types::*;
+
+/// What a replica asks of its surroundings while it decides.
+pub trait Env {
+    /// Until when every other member of the configuration has granted this replica a lease (R7).
+    fn lease_until(&self, config: &PgConfig, me: DiskId) -> Instant;
+    /// Takes `bytes` of resync budget at the source; false: not now. What bounds it is the driver's to report.
+    fn take_resync_tokens(&mut self, class: ResyncClass, bytes: u64) -> bool;
+    /// A random, nonzero number.
+    fn random(&mut self) -> u64;
+}
+
+/// A full disk is asked again after this long.
+const SPACE_RETRY: Duration = Duration::from_millis(300);
+/// A refused proposal is made again after this long.
+const PROPOSAL_RETRY: Duration = Duration::from_millis(200);
+/// Client requests that may wait while a primary activates. A gateway has at most a few hundred under way.
+const WAITING_REQUESTS_MAX: usize = 16_384;
+
+/// A gateway's incarnation and its connection number, which counts within the incarnation: two gateways may use the same
+/// number. Incarnation 0 reads only.
+type Connection = (u64, u64);
+
+/// An operation that no gateway asked for.
+const NO_CONNECTION: Connection = (0, 0);
+
+/// What an operation in the table is about to do when its lock or its disk answers.
+#[derive(Debug)]
+enum Step {
+    /// A client's read of a byte range.
+    Read { request: RequestId, offset: u32, len: u32 },
+    /// A client's write; `merged` once it is whole blocks.
+    Write { request: RequestId, offset: u32, leaves: Vec<Hash>, data: Bytes, durable: bool },
+    /// A client's zeroing.
+    Zero { request: RequestId, durable: bool },
+    /// A client's question about allocation.
+    Status { request: RequestId },
+    /// A client's question about a root.
+    Root { request: RequestId, len: u32 },
+    /// A chunk of a deleted volume.
+    Drop,
+    /// A new primary's content of a range that may be on some members only.
+    Reconcile,
+    /// Resync source: the chunk's leaves, with all unforwarded writes drained.
+    Snapshot { learner: DiskId },
+    /// Resync source: one window's blocks.
+    Window { learner: DiskId, window: u32, blocks: u64 },
+    /// Resync target: a message of the session, in order.
+    Session { message: Box<SessionMessage> },
+    /// Ordered and on its way to the members.
+    Ordered,
+}
+
+/// A repair of unreadable blocks that runs within an operation (R24).
+#[derive(Debug)]
+struct Repair {
+    bad: Vec<u32>,
+    /// Members still to be asked.
+    sources: Vec<DiskId>,
+    /// The lock is exclusive and the blocks have been read again under it.
+    locked: bool,
+    fetch_id: u64,
+}
+
+#[derive(Debug)]
+struct Op {
+    volume: VolumeId,
+    connection: Connection,
+    chunk: ChunkId,
+    range: std::ops::Range<u32>,
+    step: Step,
+    repair: Option<Repair>,
+}
+
+/// An ordered operation that isn't committed.
+#[derive(Debug)]
+struct InFlight {
+    ticket: Option<Ticket>,
+    request: Option<RequestId>,
+    op: Operation,
+    durable: bool,
+    local_done: bool,
+    awaiting: BTreeSet<DiskId>,
+}
+
+#[derive(Debug)]
+struct PendingFlush {
+    request: RequestId,
+    mark: u64,
+    local_done: bool,
+    awaiting: BTreeSet<DiskId>,
+}
+
+#[derive(Debug, Default)]
+struct Preparing {
+    awaiting: BTreeSet<DiskId>,
+    full: BTreeSet<DiskId>,
+    waiters: Vec<Ticket>,
+    retry_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct PendingOpen {
+    request: RequestId,
+    volume: VolumeId,
+    connection: Connection,
+    /// The fence's sequence, until it is committed.
+    fence: Option<u64>,
+}
+
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum Phase {
+    Collecting,
+    Reconciling,
+    Serving,
+}
+
+#[derive(Debug)]
+enum Role {
+    /// Not a member: nothing, an old copy, or a learner.
+    Outside,
+    Secondary,
+    Primary(Phase),
+    /// The disk failed (R15): silent for good.
+    Failed,
+}
+
+/// What a disk token stands for.
+#[derive(Debug)]
+enum Waiting {
+    /// The operation with this ticket.
+    Op(Ticket),
+    /// The local apply of an ordered operation at the primary.
+    Local(u64),
+    /// The apply of a replicated operation at a secondary.
+    Apply {
+        from: DiskId,
+        sequence: u64,
+        durable: bool,
+    },
+    /// The PG's record, and who waits for it.
+    Record(Vec<Waiting>),
+    /// The accepted configuration's record.
+    Persist(Generation),
+    /// What a promoted learner has, made stable before it accepts this generation.
+    AcceptFlush(Generation),
+    /// A fence's record at a member.
+    PersistFence {
+        from: Option<DiskId>,
+        sequence: u64,
+    },
+    /// A local flush for a client.
+    Flush(u64),
+    /// A flush for the primary.
+    MemberFlush {
+        from: DiskId,
+        id: u64,
+    },
+    /// The local reservation of a chunk.
+    Prepare(ChunkId),
+    /// A member's reservation.
+    MemberPrepare {
+        from: DiskId,
+        chunk: ChunkId,
+    },
+    /// A member's answer to a fetch.
+    Fetch {
+        from: DiskId,
+        id: u64,
+    },
+    /// The primary's own table, for a session.
+    SourceTable(DiskId),
+    /// The chunks of a volume that is to be deleted.
+    DeleteTable(VolumeId),
+    /// The learner's record and then its table.
+    TargetOpen,
+    TargetTable,
+    TargetFinish,
+}
+
+/// Collecting acceptances of a configuration.
+#[derive(Debug, Default)]
+struct Activation {
+    /// This replica led the generation before and has its operations in flight.
+    continuing: bool,
+    persisted: bool,
+    waiting: BTreeSet<DiskId>,
+    /// Promoted learners whose forwarded operations are not all applied: told afterwards.
+    held_back: BTreeSet<DiskId>,
+    /// Promoted learners that have not been told where sequences begin for them: after this one. They have all up to
+    /// here by copies and forwards.
+    newcomers: BTreeMap<DiskId, u64>,
+    max_sequence: u64,
+    uncommitted: BTreeSet<(ChunkId, u32, u32)>,
+    grants_end: Option<Instant>,
+    reconciling: BTreeSet<Ticket>,
+    /// Repairs look again once all members can answer.
+    repairs_due: bool,
+}
+
+/// A secondary's acceptance that waits for what it admitted before (R6).
+#[derive(Debug)]
+struct Accepting {
+    from: DiskId,
+    config: PgConfig,
+    persisting: bool,
+    flush: AcceptFlush,
+}
+
+/// A promoted learner makes stable what was forwarded to it.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum AcceptFlush {
+    Due,
+    Running,
+    Done,
+}
+
+/// One disk's replica of one PG.
+pub struct Replica {
+    me: Member,
+    state: PgState,
+    role: Role,
+    /// Learners of the current configuration, from the map.
+    learners: Vec<super::cluster::Learner>,
+    ops: BTreeMap<Ticket, Op>,
+    locks: Locks,
+    next_ticket: Ticket,
+    disk_waits: BTreeMap<Token, Waiting>,
+    /// A record is being written; these wait for the next one.
+    persisting: bool,
+    persist_waiting: Vec<Waiting>,
+    next_token: Token,
+    /// Highest ordered (primary) or received (secondary).
+    last_sequence: u64,
+    committed: u64,
+    /// Secondary: received, not known to be committed.
+    uncommitted: BTreeMap<(u64, u32), (ChunkId, u32, u32)>,
+    /// Secondary: received, not yet applied.
+    applying: BTreeSet<u64>,
+    accepting: Option<Accepting>,
+    fences: BTreeMap<VolumeId, u64>,
+    /// Primary.
+    activation: Activation,
+    /// Members to which the link was made anew and which have not said yet what they have: what is ordered
+    /// meanwhile goes to them afterwards, so that it makes no gap.
+    relinking: BTreeSet<DiskId>,
+    inflight: BTreeMap<u64, InFlight>,
+    waiting_requests: VecDeque<ClientRequest>,
+    /// By volume: what was let in last.
+    open: BTreeMap<VolumeId, Connection>,
+    pending_opens: Vec<PendingOpen>,
+    flushes: BTreeMap<u64, PendingFlush>,
+    prepared: BTreeSet<ChunkId>,
+    preparing: BTreeMap<ChunkId, Preparing>,
+    unreachable: BTreeSet<DiskId>,
+    /// Members that said that they can't go on.
+    faulty: BTreeSet<DiskId>,
+    /// Tickets whose locks or reservations came through in passing; run at the end of the input.
+    granted_later: Vec<Ticket>,
+    proposal: Option<(u64, Change)>,
+    propose_after: Instant,
+    lease_waiters: Vec<(RequestId, ClientReply)>,
+    dropping: BTreeMap<VolumeId, BTreeSet<Ticket>>,
+    sessions: BTreeMap<DiskId, source::Session>,
+    /// Ordered here, but the disk had no space for it after all: tried again on each tick.
+    stalled: Vec<u64>,
+    /// Learner.
+    target: Option<target::Target>,
+    caught_up_with: Option<DiskId>,
+    /// Chunks whose version here can't be compared with the primary's.
+    unsure_chunks: BTreeSet<ChunkId>,
+    /// Chunks that the session copies now, with the newest version forwarded to them.
+    copying: BTreeMap<ChunkId, (Generation, u64)>,
+    actions: Vec<Action>,
+    /// Blocks that no replica had right, and blocks repaired from another one.
+    lost_blocks: u64,
+    repaired_blocks: u64,
+}
+
+impl Replica {
+    /// A replica as its disk's PG table knows it, or (`None`) of which the disk knows nothing.
+    pub fn new(pg: PgId, me: Member, known: Option<PgState>) -> Self {
+        let state = known.unwrap_or_else(|| PgState {
+            config: PgConfig {
+                pg,
+                generation: Generation::default(),
+                durability_epoch: 0,
+                members: Vec::new(),
+                learners: Vec::new(),
+                last_proposal: 0,
+            },
+            complete: false,
+            fences: Vec::new(),
+            last_sequence: 0,
+            uncommitted: Vec::new(),
+        });
+        // Which of the last sequences the restored ranges had isn't known: they stay until the very last is committed.
+        let uncommitted = state.uncommitted.iter().zip(0..).map(|(r, i)| ((state.last_sequence, i), *r)).collect();
+        Replica {
+            me,
+            fences: state.fences.iter().copied().collect(),
+            role: Role::Outside,
+            learners: Vec::new(),
+            ops: BTreeMap::new(),
+            locks: Locks::default(),
+            next_ticket: 1,
+            disk_waits: BTreeMap::new(),
+            persisting: false,
+            persist_waiting: Vec::new(),
+            next_token: 1,
+            last_sequence: state.last_sequence,
+            committed: 0,
+            uncommitted,
+            applying: BTreeSet::new(),
+            accepting: None,
+            activation: Activation::default(),
+            relinking: BTreeSet::new(),
+            inflight: BTreeMap::new(),
+            waiting_requests: VecDeque::new(),
+            open: BTreeMap::new(),
+            pending_opens: Vec::new(),
+            flushes: BTreeMap::new(),
+            prepared: BTreeSet::new(),
+            preparing: BTreeMap::new(),
+            unreachable: BTreeSet::new(),
+            faulty: BTreeSet::new(),
+            granted_later: Vec::new(),
+            proposal: None,
+            propose_after: Instant(0),
+            lease_waiters: Vec::new(),
+            dropping: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            stalled: Vec::new(),
+            target: None,
+            caught_up_with: None,
+            unsure_chunks: BTreeSet::new(),
+            copying: BTreeMap::new(),
+            state,
+            actions: Vec::new(),
+            lost_blocks: 0,
+            repaired_blocks: 0,
+        }
+    }
+
+    /// Takes one input at time `now`; returns what is to be done, in order.
+    pub fn handle(&mut self, input: Input, now: Instant, env: &mut dyn Env) -> Vec<Action> {
+        if matches!(self.role, Role::Failed) {
+            if let Input::Client(request) = input {
+                self.reply(request.id, ClientReply::NotPrimary);
+            }
+            return std::mem::take(&mut self.actions);
+        }
+        match input {
+            Input::Config(config) => self.handle_config(config, now, env),
+            Input::Client(request) => self.handle_client(request, env),
+            Input::ClientGone { volume, connection } => self.cancel_unordered(volume, |c| c.1 == connection),
+            Input::Peer { from, message } => self.handle_peer(from, message, now, env),
+            Input::Disk { token, result } => self.handle_disk(token, result, now, env),
+            Input::GrantsEnd { generation, at } => {
+                if generation == self.state.config.generation && self.activation.grants_end.is_none() {
+                    self.activation.grants_end = Some(at);
+                    self.advance_activation(now, env);
+                }
+            }
+            Input::Reachable { disk, yes } => {
+                if yes {
+                    self.unreachable.remove(&disk);
+                } else {
+                    self.unreachable.insert(disk);
+                }
+                self.propose_removals(now, env);
+            }
+            Input::LinkReset { disk } => self.resend_to(disk),
+            Input::Outcome { proposal, accepted, config } => self.handle_outcome(proposal, accepted, config, now, env),
+            Input::SessionUp { learner } => self.session_up(learner),
+            Input::SessionDown { peer } => self.session_down(peer, env),
+            Input::DeleteVolume(volume) => self.delete_volume(volume),
+            Input::Tick => self.tick(now, env),
+        }
+        self.start_granted(env);
+        self.pump_sessions(env);
+        std::mem::take(&mut self.actions)
+    }
+
+    /// True if this replica serves clients now.
+    pub fn is_serving(&self) -> bool {
+        matches!(self.role, Role::Primary(Phase::Serving))
+    }
+
+    /// True if this replica leads its configuration, serving or not yet.
+    pub fn is_primary(&self) -> bool {
+        matches!(self.role, Role::Primary(_))
+    }
+
+    /// The accepted configuration.
+    pub fn config(&self) -> &PgConfig {
+        &self.state.config
+    }
+
+    /// What the disk's PG table should say: on each `Persist`, and last of all at a clean stop.
+    pub fn state(&self) -> PgState {
+        let in_flight =
+            self.inflight.values().filter_map(|e| e.op.extent()).map(|(c, r)| (c, r.start, r.end - r.start));
+        // A learner that stops in the middle of a chunk must know so afterwards.
+        let half = self.unsure_chunks.iter().map(|c| (*c, 0, BLOCKS_PER_CHUNK as u32));
+        let mut uncommitted: Vec<_> = self.uncommitted.values().copied().chain(in_flight).chain(half).collect();
+        uncommitted.sort_unstable();
+        uncommitted.dedup();
+        PgState {
+            config: self.state.config.clone(),
+            // A learner that has everything may have been promoted while it stops cleanly; what was acked since, it
+            // was asked for. A new session takes this back first.
+            complete: self.state.complete || self.caught_up_with.is_some(),
+            fences: self.fences.iter().map(|(v, i)| (*v, *i)).collect(),
+            last_sequence: self.last_sequence,
+            uncommitted,
+        }
+    }
+
+    /// This replica's disk at its boot.
+    pub fn me(&self) -> Member {
+        self.me
+    }
+
+    /// Disks of other members of the configuration.
+    pub fn others(&self) -> Vec<DiskId> {
+        self.state.config.members.iter().map(|m| m.disk).filter(|d| *d != self.me.disk).collect()
+    }
+
+    /// Disks that are full and make writes of this PG wait.
+    pub fn full_disks(&self) -> BTreeSet<DiskId> {
+        self.preparing.values().flat_map(|p| p.full.iter().copied()).collect()
+    }
+
+    /// Progress of the resync sessions that this primary drives.
+    pub fn sessions(&self) -> impl Iterator<Item = SessionProgress> + '_ {
+        self.sessions.values().map(source::Session::progress)
+    }
+
+    /// (blocks repaired from another replica, blocks that no replica had right), since the start.
+    pub fn block_repairs(&self) -> (u64, u64) {
+        (self.repaired_blocks, self.lost_blocks)
+    }
+
+    /// True if something here waits for time to pass: the driver then ticks often.
+    pub fn needs_ticks(&self) -> bool {
+        !self.sessions.is_empty()
+            || !self.lease_waiters.is_empty()
+            || self.preparing.values().any(|p| p.retry_at.is_some())
+            || matches!(self.role, Role::Primary(Phase::Collecting | Phase::Reconciling))
+            || self.target.is_some()
+            || !self.stalled.is_empty()
+            || !self.unreachable.is_empty()
+            || !self.faulty.is_empty()
+    }
+
+    fn tick(&mut self, now: Instant, env: &mut dyn Env) {
+        self.answer_lease_waiters(now, env);
+        self.retry_space(now);
+        self.retry_stalled();
+        self.retry_target(now);
+        if now >= self.propose_after {
+            // A learner may have become ready while another proposal was under way. It comes before removals, which
+            // may be refused for ever for want of that learner (R5).
+            self.propose_promotions(env);
+        }
+        self.propose_removals(now, env);
+        self.advance_activation(now, env);
+    }
+
+    fn reply(&mut self, request: RequestId, reply: ClientReply) {
+        self.actions.push(Action::Reply { request, reply });
+    }
+
+    fn send(&mut self, to: DiskId, message: PeerMessage) {
+        self.actions.push(Action::Send { to, message });
+    }
+
+    fn disk(&mut self, op: DiskOp, waiting: Waiting) {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.disk_waits.insert(token, waiting);
+        self.actions.push(Action::Disk { token, op });
+    }
+
+    fn generation(&self) -> Generation {
+        self.state.config.generation
+    }
+
+    fn handle_peer(&mut self, from: DiskId, message: PeerMessage, now: Instant, env: &mut dyn Env) {
+        match message {
+            PeerMessage::NewConfig { config } => self.on_new_config(from, config),
+            PeerMessage::ConfigAccepted { generation, last_sequence, uncommitted, fences } => {
+                self.on_config_accepted(from, generation, last_sequence, uncommitted, fences, now, env)
+            }
+            PeerMessage::ConfigRefused { generation } => {
+                if generation == self.generation() && self.is_primary() {
+                    self.faulty.insert(from);
+                    self.propose_removals(now, env);
+                }
+            }
+            PeerMessage::Activate { generation, base_sequence } => self.on_activate(generation, base_sequence),
+            PeerMessage::Yield { generation } => {
+                if generation == self.generation() && self.is_primary() {
+                    self.activation.grants_end = Some(now);
+                    self.advance_activation(now, env);
+                }
+            }
+            PeerMessage::Prepare { generation, chunk } => self.on_prepare(from, generation, chunk),
+            PeerMessage::Prepared { generation, chunk, ok } => {
+                if generation == self.generation() {
+                    self.on_prepared(from, chunk, ok, now);
+                }
+            }
+            PeerMessage::Replicate { generation, sequence, committed, durable, op } => {
+                self.on_replicate(from, generation, sequence, committed, durable, op)
+            }
+            PeerMessage::Applied { generation, sequence } => self.on_applied(from, generation, sequence, env),
+            PeerMessage::Rejected { generation, gap } => self.on_rejected(from, generation, gap, now, env),
+            PeerMessage::Flush { generation, id, mark } => self.on_flush(from, generation, id, mark),
+            PeerMessage::Flushed { generation, id } => {
+                if generation == self.generation() {
+                    self.on_flushed(from, id);
+                }
+            }
+            PeerMessage::Fetch { generation, id, chunk, first_block, count } => {
+                if generation == self.generation() && matches!(self.role, Role::Secondary) {
+                    self.disk(DiskOp::Read { chunk, first_block, count }, Waiting::Fetch { from, id });
+                } else if generation == self.generation() && self.accepting.is_none() {
+                    // Restarted, and no member any more: nothing here is good enough.
+                    let (leaves, data) = (Arc::default(), Bytes::new());
+                    self.send(from, PeerMessage::Fetched { generation, id, leaves, data });
+                }
+            }
+            PeerMessage::Fetched { generation, id, leaves, data } => {
+                if generation == self.generation() {
+                    self.on_fetched(from, id, leaves, data, env);
+                }
+            }
+            PeerMessage::Session(message) => {
+                if let SessionMessage::Open { config } = &message
+                    && config.generation > self.generation()
+                    && self.is_primary()
+                {
+                    // The map's news has not come yet: another leads, and this is a learner.
+                    self.step_down();
+                }
+                if self.is_primary() && !matches!(message, SessionMessage::Open { .. }) {
+                    self.on_session_reply(from, message, env);
+                } else {
+                    self.on_session_message(from, message);
+                }
+            }
+        }
+    }
+
+    fn handle_disk(&mut self, token: Token, result: DiskResult, now: Instant, env: &mut dyn Env) {
+        let Some(waiting) = self.disk_waits.remove(&token) else { return };
+        if let DiskResult::Failed(_) = result {
+            return self.fail();
+        }
+        match waiting {
+            Waiting::Record(all) => {
+                self.persisting = false;
+                for waiting in all {
+                    self.disk_done(waiting, result.clone(), now, env);
+                }
+                self.persist_next();
+            }
+            waiting => self.disk_done(waiting, result, now, env),
+        }
+    }
+
+    fn disk_done(&mut self, waiting: Waiting, result: DiskResult, now: Instant, env: &mut dyn Env) {
+        match waiting {
+            Waiting::Record(_) => {}
+            Waiting::Op(ticket) => self.op_disk_done(ticket, result, now, env),
+            Waiting::Local(sequence) => {
+                if matches!(result, DiskResult::NoSpace) {
+                    // Space was reserved, yet the file system below has none: ordered is ordered, so try again.
+                    self.stalled.push(sequence);
+                    return;
+                }
+                let mut held = None;
+                if let Some(entry) = self.inflight.get_mut(&sequence) {
+                    entry.local_done = true;
+                    held = entry.ticket.zip(entry.op.extent());
+                }
+                self.try_commit(sequence, env);
+                if let Some((ticket, (chunk, _))) = held {
+                    let granted = self.locks.applied(chunk, ticket);
+                    self.granted_later.extend(granted);
+                }
+            }
+            Waiting::Apply { from, sequence, durable } => {
+                self.applied(from, sequence, durable, result);
+                self.advance_activation(now, env);
+            }
+            Waiting::Persist(generation) => self.persisted(generation, now, env),
+            Waiting::AcceptFlush(generation) => {
+                if let Some(accepting) = &mut self.accepting
+                    && accepting.config.generation == generation
+                {
+                    accepting.flush = AcceptFlush::Done;
+                }
+                self.try_accept();
+            }
+            Waiting::PersistFence { from, sequence } => self.fence_persisted(from, sequence, env),
+            Waiting::Flush(id) => {
+                if let Some(flush) = self.flushes.get_mut(&id) {
+                    flush.local_done = true;
+                }
+                self.finish_flush(id);
+            }
+            Waiting::MemberFlush { from, id } => {
+                let generation = self.generation();
+                self.send(from, PeerMessage::Flushed { generation, id });
+            }
+            Waiting::Prepare(chunk) => {
+                let ok = !matches!(result, DiskResult::NoSpace);
+                self.on_prepared(self.me.disk, chunk, ok, now);
+            }
+            Waiting::MemberPrepare { from, chunk } => {
+                let ok = !matches!(result, DiskResult::NoSpace);
+                let generation = self.generation();
+                self.send(from, PeerMessage::Prepared { generation, chunk, ok });
+            }
+            Waiting::Fetch { from, id } => {
+                let (leaves, data) = match result {
+                    DiskResult::Data { leaves, data } => (leaves, data),
+                    _ => (Vec::new(), Bytes::new()),
+                };
+                let generation = self.generation();
+                self.send(from, PeerMessage::Fetched { generation, id, leaves: leaves.into(), data });
+            }
+            Waiting::SourceTable(learner) => self.source_table(learner, result),
+            Waiting::DeleteTable(volume) => self.delete_chunks(volume, result, env),
+            Waiting::TargetOpen | Waiting::TargetTable | Waiting::TargetFinish => {
+                self.target_disk_done(waiting, result)
+            }
+        }
+    }
+
+    /// The disk is gone: nothing is answered any more, clients go elsewhere.
+    fn fail(&mut self) {
+        self.abandon_clients();
+        self.close_sessions();
+        self.role = Role::Failed;
+    }
+}

@@ -1,0 +1,631 @@
+//! Resync at the primary: one session per learner.
+//!
+//! Each chunk is todo, copying or done for a learner (R17); there is no cursor. What isn't todo is forwarded on the
+//! session's own FIFO stream, so a copy that was read before a write is applied before it, and a window's lock is
+//! held only while its blocks are read and queued. The order that makes this right: a chunk leaves `todo` first
+//! (from then on writes are forwarded), then its leaves are read under a lock on the whole chunk (so that every
+//! write that was not forwarded has drained), then windows are compared and copied.
+//!
+//! Delta: equal version or root: nothing travels. Else 16 window hashes (512 B), for each that differs 16 group
+//! hashes (512 B), for each of those 4 leaves (128 B), then the blocks: 640 B for one changed block of a window
+//! beyond the first 512 B of the chunk.
+
+use super::*;
+use crate::core::cluster::Learner;
+use crate::core::hashtree::{self, HOLE};
+use crate::core::units::{
+    BLOCK_BYTES, BLOCKS_PER_CHUNK, BLOCKS_PER_WINDOW, CHUNK_BYTES, WINDOW_BYTES, WINDOWS_PER_CHUNK,
+};
+
+/// Chunks that one session compares or copies at once: enough to hide a round trip, few enough that a break
+/// costs little.
+const ACTIVE_CHUNKS_MAX: usize = 16;
+/// Bytes that one session has on the way: the bandwidth-delay product of 10 Gbit/s and 3 ms.
+const UNDER_WAY_BYTES_MAX: u64 = 4 << 20;
+/// Blocks in a group: the last level of comparison before single leaves.
+const GROUP_BLOCKS: usize = 4;
+const GROUPS_PER_WINDOW: usize = BLOCKS_PER_WINDOW / GROUP_BLOCKS;
+const _: () = assert!(GROUPS_PER_WINDOW == 16 && WINDOWS_PER_CHUNK == 16, "masks are u16");
+const _: () = assert!(BLOCKS_PER_WINDOW == 64, "masks are u64");
+
+/// How far a session is.
+#[derive(Clone, Debug)]
+pub struct SessionProgress {
+    /// The learner's disk.
+    pub learner: DiskId,
+    /// Why it copies.
+    pub class: ResyncClass,
+    /// Chunks to look at.
+    pub chunks_total: u64,
+    /// Compared equal or copied.
+    pub chunks_done: u64,
+    /// Bytes that travelled.
+    pub bytes_sent: u64,
+    /// The source's throttle gave no tokens at the last try.
+    pub throttled: bool,
+    /// Nothing is left to copy.
+    pub copied: bool,
+}
+
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum State {
+    /// The stream is not up, or the learner's table has not come whole.
+    Opening,
+    /// The primary's own table is being read.
+    Comparing,
+    Copying,
+    /// Acks wait for the learner from now on (R18); it makes everything stable.
+    Finishing,
+    /// The coordinator has been, or is about to be, asked.
+    Ready,
+}
+
+#[derive(Debug, Default)]
+struct ActiveChunk {
+    leaves: Option<Arc<Vec<Hash>>>,
+    version: (Generation, u64),
+    /// The learner has something of it: compare before copying.
+    compare: bool,
+    /// Answers that are due.
+    outstanding: usize,
+    /// Windows to read and send: (window, blocks).
+    windows: VecDeque<(u32, u64)>,
+    /// Windows being read.
+    reading: usize,
+    /// Copies that the learner has not applied.
+    copying: usize,
+    done_sent: bool,
+}
+
+/// A learner's session.
+#[derive(Debug)]
+pub(super) struct Session {
+    learner: Member,
+    class: ResyncClass,
+    state: State,
+    up: bool,
+    table: BTreeMap<ChunkId, TableEntry>,
+    /// Chunks written while the tables were being read: their versions can't be compared.
+    touched: BTreeSet<ChunkId>,
+    /// Chunks whose version here can't be trusted since an unclean stop.
+    unsure: BTreeSet<ChunkId>,
+    todo: BTreeSet<ChunkId>,
+    active: BTreeMap<ChunkId, ActiveChunk>,
+    forwards: BTreeSet<u64>,
+    under_way_bytes: u64,
+    chunks_total: u64,
+    chunks_done: u64,
+    bytes_sent: u64,
+    throttled: bool,
+}
+
+impl Session {
+    fn new(learner: Learner) -> Self {
+        Session {
+            learner: learner.replica,
+            class: learner.class,
+            state: State::Opening,
+            up: false,
+            table: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            unsure: BTreeSet::new(),
+            todo: BTreeSet::new(),
+            active: BTreeMap::new(),
+            forwards: BTreeSet::new(),
+            under_way_bytes: 0,
+            chunks_total: 0,
+            chunks_done: 0,
+            bytes_sent: 0,
+            throttled: false,
+        }
+    }
+
+    pub(super) fn progress(&self) -> SessionProgress {
+        SessionProgress {
+            learner: self.learner.disk,
+            class: self.class,
+            chunks_total: self.chunks_total,
+            chunks_done: self.chunks_done,
+            bytes_sent: self.bytes_sent,
+            throttled: self.throttled,
+            copied: matches!(self.state, State::Finishing | State::Ready),
+        }
+    }
+
+    /// Everything is on the learner and stable, and its stream is up.
+    pub(super) fn is_ready(&self) -> bool {
+        self.state == State::Ready && self.up
+    }
+
+    pub(super) fn has_unacked_forwards(&self) -> bool {
+        !self.forwards.is_empty()
+    }
+
+    fn is_final(&self) -> bool {
+        matches!(self.state, State::Finishing | State::Ready)
+    }
+
+    /// True if an operation on the chunk must go to the learner now.
+    fn forwards(&mut self, chunk: Option<ChunkId>) -> bool {
+        match (self.state, chunk) {
+            (State::Opening, _) => false,
+            (State::Comparing, Some(chunk)) => {
+                self.touched.insert(chunk);
+                false
+            }
+            (State::Comparing, None) => false,
+            (_, Some(chunk)) => !self.todo.contains(&chunk),
+            (_, None) => true,
+        }
+    }
+}
+
+impl Replica {
+    /// Makes the sessions match the configuration's learners.
+    pub(super) fn sync_sessions(&mut self) {
+        let wanted: BTreeMap<DiskId, Learner> = self.learners.iter().map(|l| (l.replica.disk, *l)).collect();
+        let stale: Vec<DiskId> = self
+            .sessions
+            .iter()
+            .filter(|(d, s)| wanted.get(d).map(|l| l.replica) != Some(s.learner))
+            .map(|(d, _)| *d)
+            .collect();
+        for learner in stale {
+            // A promoted learner's forwards may still be on the way; its session ends when they are applied.
+            let promoted = self.sessions.get(&learner).is_some_and(|s| self.state.config.is_member(s.learner));
+            if promoted && self.sessions.get(&learner).is_some_and(Session::has_unacked_forwards) {
+                continue;
+            }
+            self.sessions.remove(&learner);
+            self.actions.push(Action::CloseSession { learner });
+            // A learner that was dropped holds up no ack, unless it may be a member (R3).
+            if self.proposed_member() != Some(learner) && !self.others().contains(&learner) {
+                for entry in self.inflight.values_mut() {
+                    entry.awaiting.remove(&learner);
+                }
+            }
+        }
+        let proposed = self.proposed_member();
+        for (disk, learner) in wanted {
+            match self.sessions.get_mut(&disk) {
+                Some(session) => session.class = learner.class,
+                // Its session broke while its promotion is proposed: the outcome comes first.
+                None if proposed == Some(disk) => {}
+                None => self.new_session(learner),
+            }
+        }
+    }
+
+    fn new_session(&mut self, learner: Learner) {
+        let disk = learner.replica.disk;
+        // Reads for an earlier session to this learner must not be taken for this one's.
+        for op in self.ops.values_mut() {
+            if let Step::Snapshot { learner } | Step::Window { learner, .. } = op.step
+                && learner == disk
+            {
+                op.step = Step::Read { request: 0, offset: 0, len: 0 };
+            }
+        }
+        self.sessions.insert(disk, Session::new(learner));
+        self.actions.push(Action::OpenSession { learner: learner.replica });
+    }
+
+    fn tell_learner(&mut self, learner: DiskId, message: SessionMessage) {
+        self.send(learner, PeerMessage::Session(message));
+    }
+
+    pub(super) fn session_up(&mut self, learner: DiskId) {
+        let config = PgConfig { learners: self.learners.clone(), ..self.state.config.clone() };
+        if let Some(session) = self.sessions.get_mut(&learner) {
+            session.up = true;
+            self.tell_learner(learner, SessionMessage::Open { config });
+        }
+    }
+
+    /// The stream broke: the session starts over; what is already equal costs a table.
+    pub(super) fn session_down(&mut self, peer: DiskId, env: &mut dyn Env) {
+        if self.target.as_ref().is_some_and(|t| t.primary() == peer) {
+            self.target_session_down();
+        }
+        let Some(old) = self.sessions.remove(&peer) else { return };
+        let promoted = self.state.config.is_member(old.learner);
+        if self.activation.held_back.remove(&peer) || promoted {
+            // It was promoted, but may lack forwarded writes: it must not count.
+            self.faulty.insert(peer);
+        } else if let Some(learner) = self.learners.iter().copied().find(|l| l.replica == old.learner) {
+            // While its promotion is proposed, acks need it (R3), and no new session may make it incomplete: it may be
+            // a member already. The outcome ends both.
+            if self.proposed_member() == Some(peer) {
+                return;
+            }
+            for entry in self.inflight.values_mut() {
+                entry.awaiting.remove(&peer);
+            }
+            self.new_session(learner);
+            self.commit_all(env);
+        }
+    }
+
+    /// The coordinator didn't take the learner: its session starts over.
+    pub(super) fn promotion_refused(&mut self, learner: DiskId, env: &mut dyn Env) {
+        for entry in self.inflight.values_mut() {
+            entry.awaiting.remove(&learner);
+        }
+        if self.sessions.remove(&learner).is_some() {
+            self.actions.push(Action::CloseSession { learner });
+        }
+        self.sync_sessions();
+        self.commit_all(env);
+    }
+
+    /// Forwards an ordered operation to every learner for which its chunk is not todo.
+    pub(super) fn forward(
+        &mut self,
+        generation: Generation,
+        sequence: u64,
+        durable: bool,
+        op: &Operation,
+        awaiting: &mut BTreeSet<DiskId>,
+    ) {
+        let chunk = op.extent().map(|(c, _)| c);
+        let mut sends = Vec::new();
+        for (disk, session) in &mut self.sessions {
+            if session.forwards(chunk) {
+                session.forwards.insert(sequence);
+                if session.is_final() {
+                    awaiting.insert(*disk);
+                }
+                sends.push(*disk);
+            }
+        }
+        for disk in sends {
+            self.tell_learner(disk, SessionMessage::Forward { generation, sequence, durable, op: op.clone() });
+        }
+    }
+
+    /// Both tables are there: decide what there is to do (R16).
+    pub(super) fn source_table(&mut self, learner: DiskId, result: DiskResult) {
+        let Some(session) = self.sessions.get_mut(&learner) else { return };
+        let DiskResult::Table(mine) = result else { return };
+        if session.state != State::Comparing {
+            return;
+        }
+        session.unsure = mine.iter().filter(|e| e.unsure).map(|e| e.chunk).collect();
+        let mut drops = Vec::new();
+        let known: BTreeSet<ChunkId> = mine.iter().map(|e| e.chunk).collect();
+        for entry in &mine {
+            let equal = session.table.get(&entry.chunk).is_some_and(|theirs| {
+                let version = !theirs.unsure
+                    && !entry.unsure
+                    && theirs.generation == entry.generation
+                    && theirs.sequence == entry.sequence;
+                let root = theirs.root.is_some() && theirs.root == entry.root;
+                (version || root) && !session.touched.contains(&entry.chunk)
+            });
+            if !equal {
+                session.todo.insert(entry.chunk);
+            }
+        }
+        // Chunks that appeared since the table was asked for.
+        session.todo.extend(std::mem::take(&mut session.touched).into_iter().filter(|c| !known.contains(c)));
+        for chunk in session.table.keys() {
+            if !known.contains(chunk) && !session.todo.contains(chunk) {
+                drops.push(*chunk);
+            }
+        }
+        session.chunks_total = session.todo.len() as u64;
+        session.state = State::Copying;
+        for chunk in drops {
+            self.tell_learner(learner, SessionMessage::Drop { chunk });
+        }
+    }
+
+    /// Starts what tokens and limits allow.
+    pub(super) fn pump_sessions(&mut self, env: &mut dyn Env) {
+        if self.sessions.is_empty() || !self.is_primary() {
+            return;
+        }
+        // A resync source needs no clients: it also runs while IO waits for members (R5).
+        let learners: Vec<DiskId> = self.sessions.keys().copied().collect();
+        for learner in learners {
+            self.pump_session(learner, env);
+        }
+        self.start_granted(env);
+    }
+
+    fn pump_session(&mut self, learner: DiskId, env: &mut dyn Env) {
+        loop {
+            let Some(session) = self.sessions.get_mut(&learner) else { return };
+            if session.state != State::Copying {
+                return;
+            }
+            if session.todo.is_empty() && session.active.is_empty() {
+                session.state = State::Finishing;
+                // Fences that are older than the session (R14).
+                let generation = self.generation();
+                for (volume, incarnation) in self.fences.clone() {
+                    let op = Operation::Fence { volume, incarnation };
+                    let fence = SessionMessage::Forward { generation, sequence: 0, durable: false, op };
+                    self.tell_learner(learner, fence);
+                }
+                return self.tell_learner(learner, SessionMessage::Finish);
+            }
+            // Windows of chunks under way come first, then new chunks.
+            let ready = session.active.iter().find(|(_, a)| !a.windows.is_empty()).map(|(c, _)| *c);
+            if let Some(chunk) = ready {
+                if session.under_way_bytes >= UNDER_WAY_BYTES_MAX {
+                    return;
+                }
+                let Some(active) = session.active.get_mut(&chunk) else { return };
+                let Some(&(window, blocks)) = active.windows.front() else { return };
+                let bytes = u64::from(blocks.count_ones()) * BLOCK_BYTES;
+                // Tokens come before the window opens (R18).
+                if !env.take_resync_tokens(session.class, bytes) {
+                    session.throttled = true;
+                    return;
+                }
+                session.throttled = false;
+                active.windows.pop_front();
+                active.reading += 1;
+                session.under_way_bytes += bytes;
+                let first = window * BLOCKS_PER_WINDOW as u32;
+                let range = first..first + BLOCKS_PER_WINDOW as u32;
+                self.start_op(
+                    VolumeId(0),
+                    NO_CONNECTION,
+                    chunk,
+                    range,
+                    Mode::Resync,
+                    Step::Window { learner, window, blocks },
+                    env,
+                );
+            } else if session.active.len() < ACTIVE_CHUNKS_MAX
+                && let Some(chunk) = session.todo.pop_first()
+            {
+                let compare = session.table.contains_key(&chunk);
+                session.active.insert(chunk, ActiveChunk { compare, ..ActiveChunk::default() });
+                // No windows: copying begins. Until ChunkDone the learner's version of the chunk means nothing,
+                // whatever is forwarded.
+                self.tell_learner(learner, SessionMessage::Compare { chunk, windows: Vec::new() });
+                self.forward_in_flight(learner, chunk);
+                let all = 0..BLOCKS_PER_CHUNK as u32;
+                self.start_op(VolumeId(0), NO_CONNECTION, chunk, all, Mode::Resync, Step::Snapshot { learner }, env);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// The learner hears also of what was ordered on the chunk before: the copies contain it, but it may still be
+    /// uncommitted, and after a failover the learner must be able to say so.
+    fn forward_in_flight(&mut self, learner: DiskId, chunk: ChunkId) {
+        let generation = self.generation();
+        let on_chunk = |e: &InFlight| e.op.extent().is_some_and(|(c, _)| c == chunk);
+        let list: Vec<(u64, bool, Operation)> =
+            self.inflight.iter().filter(|(_, e)| on_chunk(e)).map(|(s, e)| (*s, e.durable, e.op.clone())).collect();
+        for (sequence, durable, op) in list {
+            if let Some(session) = self.sessions.get_mut(&learner) {
+                session.forwards.insert(sequence);
+            }
+            self.tell_learner(learner, SessionMessage::Forward { generation, sequence, durable, op });
+        }
+    }
+
+    /// The chunk's leaves, with everything that was not forwarded in them.
+    pub(super) fn snapshot_taken(&mut self, learner: DiskId, chunk: ChunkId, found: Option<ChunkLeaves>) {
+        let generation = self.generation();
+        let Some(session) = self.sessions.get_mut(&learner) else { return };
+        let Some(active) = session.active.get_mut(&chunk) else { return };
+        let Some(found) = found else {
+            // Dropped at the primary meanwhile: the forwarded drop tells the learner.
+            session.active.remove(&chunk);
+            session.chunks_done += 1;
+            let compared = session.table.contains_key(&chunk);
+            if compared {
+                self.tell_learner(learner, SessionMessage::Drop { chunk });
+            }
+            return;
+        };
+        active.version = (found.generation, found.sequence);
+        if session.unsure.contains(&chunk) && found.generation < generation {
+            // A power loss took the version back, not all of the content: under the old version the learner would
+            // later be taken for equal to a replica that really has that one. This content begins here.
+            active.version = (generation, 0);
+        }
+        let leaves = found.leaves;
+        active.leaves = Some(leaves.clone());
+        if active.compare {
+            active.outstanding = 1;
+            let windows: Vec<Hash> = (0..WINDOWS_PER_CHUNK)
+                .map(|w| hashtree::subtree(w * BLOCKS_PER_WINDOW, window_leaves(&leaves, w as u32)))
+                .collect();
+            session.bytes_sent += windows.len() as u64 * 32;
+            self.tell_learner(learner, SessionMessage::Compare { chunk, windows });
+        } else {
+            for w in 0..WINDOWS_PER_CHUNK as u32 {
+                let blocks = data_mask(window_leaves(&leaves, w));
+                if blocks != 0 {
+                    active.windows.push_back((w, blocks));
+                }
+            }
+            self.chunk_maybe_done(learner, chunk);
+        }
+    }
+
+    /// A window's blocks have been read under its lock: queue them behind everything forwarded so far.
+    pub(super) fn window_read(
+        &mut self,
+        learner: DiskId,
+        chunk: ChunkId,
+        window: u32,
+        blocks: u64,
+        leaves: &[Hash],
+        data: &Bytes,
+    ) {
+        let Some(session) = self.sessions.get_mut(&learner) else { return };
+        let Some(active) = session.active.get_mut(&chunk) else { return };
+        active.reading = active.reading.saturating_sub(1);
+        active.copying += 1;
+        let mut sent_leaves = Vec::with_capacity(blocks.count_ones() as usize);
+        let mut content = Vec::with_capacity(blocks.count_ones() as usize * BLOCK_BYTES as usize);
+        for i in (0..BLOCKS_PER_WINDOW).filter(|i| blocks >> i & 1 == 1) {
+            sent_leaves.push(leaves[i]);
+            if leaves[i] != HOLE {
+                content.extend_from_slice(&data[i * BLOCK_BYTES as usize..(i + 1) * BLOCK_BYTES as usize]);
+            }
+        }
+        session.bytes_sent += content.len() as u64 + sent_leaves.len() as u64 * 32;
+        let message = SessionMessage::Copy { chunk, window, blocks, leaves: sent_leaves, data: content.into() };
+        self.tell_learner(learner, message);
+        self.chunk_maybe_done(learner, chunk);
+    }
+
+    /// No replica has this window's blocks right: the learner can't have them either. It stays a learner, so that
+    /// the damage is seen and no copy claims to be whole.
+    pub(super) fn window_unreadable(&mut self, learner: DiskId, chunk: ChunkId) {
+        let Some(session) = self.sessions.get_mut(&learner) else { return };
+        let Some(active) = session.active.get_mut(&chunk) else { return };
+        active.reading = active.reading.saturating_sub(1);
+        active.outstanding += 1;
+    }
+
+    pub(super) fn on_session_reply(&mut self, from: DiskId, message: SessionMessage, env: &mut dyn Env) {
+        let Some(session) = self.sessions.get_mut(&from) else { return };
+        match message {
+            SessionMessage::Table { entries, last } => {
+                if session.state != State::Opening {
+                    return;
+                }
+                session.table.extend(entries.into_iter().map(|e| (e.chunk, e)));
+                if last {
+                    session.state = State::Comparing;
+                    // Writes in flight now are not forwarded and may not be in the table yet.
+                    session.touched.extend(self.inflight.values().filter_map(|e| e.op.extent()).map(|(c, _)| c));
+                    self.disk(DiskOp::Table, Waiting::SourceTable(from));
+                }
+            }
+            SessionMessage::Differs { chunk, windows } => {
+                let Some(active) = session.active.get_mut(&chunk) else { return };
+                active.outstanding = active.outstanding.saturating_sub(1);
+                let Some(leaves) = active.leaves.clone() else { return };
+                let mut messages = Vec::new();
+                for window in (0..WINDOWS_PER_CHUNK as u32).filter(|w| windows >> w & 1 == 1) {
+                    let first = window as usize * BLOCKS_PER_WINDOW;
+                    let groups: Vec<Hash> = window_leaves(&leaves, window)
+                        .chunks(GROUP_BLOCKS)
+                        .enumerate()
+                        .map(|(g, l)| hashtree::subtree(first + g * GROUP_BLOCKS, l))
+                        .collect();
+                    active.outstanding += 1;
+                    session.bytes_sent += groups.len() as u64 * 32;
+                    messages.push(SessionMessage::CompareWindow { chunk, window, groups });
+                }
+                for message in messages {
+                    self.tell_learner(from, message);
+                }
+                self.chunk_maybe_done(from, chunk);
+            }
+            SessionMessage::WindowDiffers { chunk, window, groups } => {
+                let Some(active) = session.active.get_mut(&chunk) else { return };
+                let Some(leaves) = active.leaves.clone() else { return };
+                if groups == 0 || window as usize >= WINDOWS_PER_CHUNK {
+                    active.outstanding = active.outstanding.saturating_sub(1);
+                    return self.chunk_maybe_done(from, chunk);
+                }
+                let list: Vec<Hash> = window_leaves(&leaves, window)
+                    .chunks(GROUP_BLOCKS)
+                    .enumerate()
+                    .filter(|(g, _)| groups >> g & 1 == 1)
+                    .flat_map(|(_, l)| l.iter().copied())
+                    .collect();
+                session.bytes_sent += list.len() as u64 * 32;
+                self.tell_learner(from, SessionMessage::CompareBlocks { chunk, window, groups, leaves: list });
+            }
+            SessionMessage::BlocksDiffer { chunk, window, blocks } => {
+                let Some(active) = session.active.get_mut(&chunk) else { return };
+                active.outstanding = active.outstanding.saturating_sub(1);
+                if blocks != 0 && (window as usize) < WINDOWS_PER_CHUNK {
+                    active.windows.push_back((window, blocks));
+                }
+                self.chunk_maybe_done(from, chunk);
+            }
+            SessionMessage::Copied { chunk, window: _, bytes } => {
+                session.under_way_bytes = session.under_way_bytes.saturating_sub(u64::from(bytes));
+                if let Some(active) = session.active.get_mut(&chunk) {
+                    active.copying = active.copying.saturating_sub(1);
+                }
+                self.chunk_maybe_done(from, chunk);
+            }
+            SessionMessage::Forwarded { sequence } => {
+                session.forwards.remove(&sequence);
+                let drained = session.forwards.is_empty();
+                // A restarted member's learner may not ack in that member's place (R1).
+                let stands_in = {
+                    let learner = session.learner;
+                    self.state.config.members.iter().any(|m| m.disk == from && *m != learner)
+                };
+                if !stands_in && let Some(entry) = self.inflight.get_mut(&sequence) {
+                    entry.awaiting.remove(&from);
+                }
+                self.try_commit(sequence, env);
+                if drained {
+                    self.release_held_back(from);
+                    if self.state.config.members.iter().any(|m| m.disk == from) {
+                        self.sync_sessions();
+                    }
+                }
+            }
+            SessionMessage::Finished => {
+                if session.state == State::Finishing {
+                    session.state = State::Ready;
+                }
+                self.propose_promotions(env);
+            }
+            _ => {}
+        }
+        self.propose_promotions(env);
+    }
+
+    /// A complete learner is proposed as a member, one at a time.
+    pub(super) fn propose_promotions(&mut self, env: &mut dyn Env) {
+        // Also one that waits for a member to accept: that member may be dead, and the learner its replacement (R5).
+        if self.proposal.is_some() || !self.is_primary() {
+            return;
+        }
+        let ready = self.sessions.values().find(|s| s.is_ready()).map(|s| s.learner);
+        if let Some(learner) = ready
+            && self.learners.iter().any(|l| l.replica == learner)
+        {
+            self.propose(Change::Promote(learner), env);
+        }
+    }
+
+    fn chunk_maybe_done(&mut self, learner: DiskId, chunk: ChunkId) {
+        let Some(session) = self.sessions.get_mut(&learner) else { return };
+        let Some(active) = session.active.get_mut(&chunk) else { return };
+        if active.leaves.is_none() || active.outstanding > 0 || active.reading > 0 || !active.windows.is_empty() {
+            return;
+        }
+        if !active.done_sent {
+            active.done_sent = true;
+            let (generation, sequence) = active.version;
+            self.tell_learner(learner, SessionMessage::ChunkDone { chunk, generation, sequence });
+        }
+        let Some(session) = self.sessions.get_mut(&learner) else { return };
+        if session.active.get(&chunk).is_some_and(|a| a.copying == 0) {
+            session.active.remove(&chunk);
+            session.chunks_done += 1;
+        }
+    }
+}
+
+fn window_leaves(leaves: &[Hash], window: u32) -> &[Hash] {
+    let first = window as usize * BLOCKS_PER_WINDOW;
+    &leaves[first..first + BLOCKS_PER_WINDOW]
+}
+
+fn data_mask(leaves: &[Hash]) -> u64 {
+    leaves.iter().enumerate().filter(|(_, l)| **l != HOLE).fold(0, |mask, (i, _)| mask | 1 << i)
+}
+
+const _: () = assert!(WINDOW_BYTES * WINDOWS_PER_CHUNK as u64 == CHUNK_BYTES);

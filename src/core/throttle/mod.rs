@@ -1,0 +1,590 @@
+//! The throttle: how fast resync may go on one disk, so that guests keep their latency and resync takes the rest.
+//!
+//! Purpose: a closed loop per disk. Each 100 ms a [`Sample`] goes in and a [`Decision`] comes out. No model of the
+//! device is needed and no speed is configured: what the disk can do shows in the latency of its guests.
+//! Invariants: never above the cap; never below the floor, except in a probe, which is paid back; paused is zero;
+//! any input, however absurd, gives a decision. Units: bytes per second, microseconds.
+//! Non-goals: enforcement (the node's limiters), and which move goes first (`moves`).
+//!
+//! # Signals
+//! Completed foreground operations and their latencies, the foreground queue, resync bytes, resync backlog and the
+//! foreground write rate. Latencies of the last ticks are kept in a histogram that decays: quickly where there are
+//! many operations, slowly where there are few, so that a slow disk's percentile too rests on tens of operations.
+//!
+//! # The law
+//! - *Idle* (no operation and no queue for a while): as fast as the cap allows. The while is [`IDLE_TICKS`], longer if
+//!   the disk is so slow that a busy one could complete nothing for that long.
+//! - *Wake-up*: back at once to what was right when the guests last ran; the first time to the floor.
+//! - *Probe*: the baseline is the p99 with (almost) no resync. It is learnt for nothing whenever there is no resync; else
+//!   resync drops to an eighth of its floor for [`PROBE_TICKS_MIN`] or more ticks, at first and then each
+//!   [`PROBE_EVERY`], or when the foreground's rate has changed by more than half. What the floor missed is paid back.
+//! - *Follow*: "p99 ≤ X" is "at most one operation in a hundred is slower than X". So each tick compares the number `k`
+//!   of operations over the target with its allowance, a hundredth of `n`: the rate moves by
+//!   [`FINE_GAIN`] × (n/100 − k) / (n/100), so by +0.5 % at most, and cut off at −7.5 %. This is Robbins and Monro's
+//!   stochastic approximation of a quantile: it comes to rest where exactly one in a hundred is slower, however few
+//!   operations there are, and a single pause of the device costs one bounded step.
+//! - Where the window's p99 is far below the target, the increase is larger: up to 25 % a tick until the first overload
+//!   of a busy period (the search), later up to 6 %, in proportion to the headroom, and always a small constant, so that a
+//!   rate of zero can rise; not near the rate of the last overload.
+//! - *Overload*, more than one in twenty over the target for [`OVERLOAD_TICKS`] ticks on × 0.7 each tick until it is
+//!   over, then a rest of [`SETTLE_TICKS`], so that what is queued can drain before it counts again.
+//! - A rate that resync doesn't use isn't raised: an unused allowance would be spent at once when work comes.
+//! - Resync that loses ground (guests write faster than it copies while its backlog grows) is not decreased further.
+//!
+//! # Stability
+//! Latency never falls as the resync rate rises, so the expected step is zero at one rate, positive below it and negative
+//! above. Near it a step is at most +0.5 % and −7.5 % a tick and a change shows within two, so the overshoot is bounded by
+//! about 1 %. Far below, the increase shrinks with the headroom; the search can overshoot by at most 1.25^3 in the
+//! three ticks that it takes to be sure of an overload, and two ticks at 0.7 undo that; it happens once a busy period.
+//! The window is forgotten after an overload, so that one bad moment is answered once.
+
+mod class;
+mod histogram;
+
+use std::time::Duration;
+
+pub use class::{CLASSES, ClassPolicy, DEFAULT_CLASSES, divide, index as class_index};
+pub use histogram::{BUCKETS, Histogram};
+
+use super::cluster::ResyncSettings;
+
+/// Ticks without foreground after which the disk is idle: half a second, so that a guest's pause for thought between
+/// two requests isn't filled at full speed, and full speed is reached well within two seconds.
+const IDLE_TICKS: u32 = 5;
+/// The most that a slow disk may delay that.
+const IDLE_TICKS_MAX: u32 = 15;
+/// A probe's least length: what was under way has drained after the first of them.
+const PROBE_TICKS_MIN: u32 = 3;
+/// A probe ends after this time, however few operations it saw: the price is bounded.
+const PROBE_TICKS_MAX: u32 = 15;
+/// Most ticks that what was queued when resync stopped may take to drain.
+const DRAIN_TICKS_MAX: u32 = 8;
+/// Operations after which a probe may end: enough for a p99.
+const PROBE_OPERATIONS: f64 = 100.0;
+/// Time between probes: a probe of 0.3 s costs 1 % of the rate.
+const PROBE_EVERY: Duration = Duration::from_secs(30);
+/// Least time between probes that a change of load asks for.
+const PROBE_EVERY_MIN: Duration = Duration::from_secs(5);
+/// Weight of the quiet histogram: older operations fade as new ones come.
+const QUIET_OPERATIONS_MAX: f64 = 4_000.0;
+/// Least operations for a baseline.
+const QUIET_OPERATIONS_MIN: f64 = 20.0;
+/// Step of the fine loop for one allowance: small against the swing of 25 % that is tolerated.
+const FINE_GAIN: f64 = 0.005;
+/// The fine loop aims a little below the target, so that its own noise stays within.
+const AIM: f64 = 0.9;
+/// A tick with fewer operations counts for less: their hundredth part is the least allowance.
+const FINE_OPERATIONS: f64 = 12.0;
+/// Most allowances that one tick may overdraw: a device's own pause must not read as overload.
+const FINE_OVERDRAWN_MAX: f64 = 15.0;
+/// The part over the target that makes a tick bad: five times what the target allows.
+const BAD_PART: f64 = 0.05;
+/// Bad ticks on end that are an overload: a garbage collection or a flush spoils one or two.
+const OVERLOAD_TICKS: u32 = 3;
+/// What an overload leaves of the rate, each tick: half a second divides it by six.
+const OVERLOAD_FACTOR: f64 = 0.7;
+/// Ticks after a wake-up in which what full speed has queued drains.
+const WAKE_TICKS: u32 = 5;
+/// Operations that the window's percentile should rest on; the decay is chosen for it.
+const WINDOW_OPERATIONS: f64 = 200.0;
+/// Ticks after an overload in which there is no change.
+const SETTLE_TICKS: u32 = 3;
+/// A window with fewer operations says nothing of headroom.
+const HEADROOM_OPERATIONS_MIN: f64 = 10.0;
+/// Below this no latency target makes sense: timers and scheduling are as large.
+const TARGET_US_MIN: f64 = 100.0;
+/// An inflation below this would take the baseline's own noise for resync's effect.
+const INFLATION_MIN: f64 = 1.05;
+/// The constant part of an increase, per tick: one window a second, ten times in a second.
+const STEP_BYTES_PER_SEC: f64 = 262_144.0;
+/// What a search starts from when the floor is lower: eight windows a second.
+const START_BYTES_PER_SEC: f64 = 2_097_152.0;
+/// Faster than any disk: where the floating-point state stops.
+const RATE_MAX: f64 = 1.0e12;
+/// With one copy left, the floor counts this many times: the risk is data, no longer latency.
+const CRITICAL_FLOOR_FACTOR: u64 = 4;
+/// Ticks over which "losing ground" is judged: one second.
+const GROUND_TICKS: u32 = 10;
+
+/// What an operator may set, for one disk.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Policy {
+    /// Over all classes; `None`: no cap.
+    pub cap_bytes_per_sec: Option<u64>,
+    /// Over all classes.
+    pub floor_bytes_per_sec: u64,
+    /// Target as a multiple of the quiet baseline.
+    pub target_inflation: f64,
+    /// Explicit target, which overrides the multiple.
+    pub target_p99_us: Option<u64>,
+    /// No resync at all.
+    pub paused: bool,
+    /// Per class, in the order of `ResyncClass::ALL`.
+    pub classes: [ClassPolicy; CLASSES],
+}
+
+impl From<&ResyncSettings> for Policy {
+    fn from(settings: &ResyncSettings) -> Self {
+        Policy {
+            cap_bytes_per_sec: settings.cap_bytes_per_sec,
+            floor_bytes_per_sec: settings.floor_bytes_per_sec,
+            target_inflation: settings.target_inflation,
+            target_p99_us: settings.target_p99_us,
+            paused: settings.paused,
+            classes: DEFAULT_CLASSES,
+        }
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy::from(&ResyncSettings::default())
+    }
+}
+
+/// What happened on a disk since the last sample.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// Time since the last sample.
+    pub elapsed: Duration,
+    /// Latencies of the foreground operations that completed.
+    pub latencies: Histogram,
+    /// Foreground operations under way now; 0 if the driver doesn't know.
+    pub queue_depth: u32,
+    /// Bytes that resync moved: the larger of its reads and its writes.
+    pub resync_bytes: u64,
+    /// Resync wanted more than it was allowed.
+    pub resync_held_back: bool,
+    /// Work that wants this class now.
+    pub wanted: [bool; CLASSES],
+    /// What is left to copy; 0 if the driver doesn't know.
+    pub backlog_bytes: u64,
+    /// Bytes that guests wrote.
+    pub foreground_write_bytes: u64,
+}
+
+/// What bounds resync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitedBy {
+    /// It may go as fast as it can, or uses less than it may.
+    Nothing,
+    /// The guests' latency target.
+    ForegroundLatency,
+    /// The operator's cap.
+    Cap,
+    /// The guests' target is missed; resync gets its floor nevertheless.
+    Floor,
+    /// The operator's pause.
+    Paused,
+}
+
+impl LimitedBy {
+    /// As shown to operators.
+    pub fn name(self) -> &'static str {
+        match self {
+            LimitedBy::Nothing => "nothing",
+            LimitedBy::ForegroundLatency => "foreground latency",
+            LimitedBy::Cap => "cap",
+            LimitedBy::Floor => "floor-bound",
+            LimitedBy::Paused => "paused",
+        }
+    }
+}
+
+/// What holds until the next sample.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decision {
+    /// Bytes per second over all classes, for reads and for writes each; `None`: unlimited.
+    pub rate_bytes_per_sec: Option<u64>,
+    /// Why.
+    pub limited_by: LimitedBy,
+    /// The target in force, once it is known.
+    pub target_p99_us: Option<u64>,
+    /// The quiet baseline, once it is known.
+    pub baseline_p99_us: Option<u64>,
+    /// Recent p99 of the foreground.
+    pub p99_us: Option<u64>,
+    /// Guests write faster than resync copies.
+    pub losing_ground: bool,
+    /// The baseline is being learnt: a short dip of the rate.
+    pub probing: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    /// No foreground.
+    Idle,
+    /// Learns the baseline at a low rate.
+    Probe { ticks: u32 },
+    /// Follows the target.
+    Follow,
+}
+
+/// The loop of one disk.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    policy: Policy,
+    phase: Phase,
+    /// The rate that the target allows, before cap and floor.
+    rate: f64,
+    /// No decrease yet in this busy period.
+    searching: bool,
+    /// The rate at the last decrease; near it the increase is slow.
+    knee: f64,
+    settle_ticks: u32,
+    /// Ticks on end with many operations over the target.
+    bad_ticks: u32,
+    quiet_ticks: u32,
+    recent: Histogram,
+    quiet: Histogram,
+    /// Ticks since resync last moved more than a trace.
+    resync_off_ticks: u32,
+    /// Ticks without resync after which latencies count as quiet.
+    drain_ticks: u32,
+    since_probe: Duration,
+    /// Foreground operations per second: now, and when the baseline was learnt.
+    operations_per_sec: f64,
+    baseline_operations_per_sec: f64,
+    /// What probes took from the floor and isn't paid back.
+    floor_debt_bytes: f64,
+    critical: bool,
+    ground: Ground,
+    limited_by: LimitedBy,
+}
+
+/// Whether resync loses ground, judged each second.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ground {
+    ticks: u32,
+    backlog_before: u64,
+    resync_bytes: u64,
+    write_bytes: u64,
+    losing: bool,
+}
+
+impl Controller {
+    /// A disk of which nothing is known: idle, so unlimited until guests come.
+    pub fn new(policy: Policy) -> Self {
+        Controller {
+            policy,
+            phase: Phase::Idle,
+            rate: 0.0,
+            searching: true,
+            knee: RATE_MAX,
+            settle_ticks: 0,
+            bad_ticks: 0,
+            quiet_ticks: IDLE_TICKS,
+            recent: Histogram::default(),
+            quiet: Histogram::default(),
+            resync_off_ticks: 0,
+            drain_ticks: PROBE_TICKS_MIN,
+            since_probe: PROBE_EVERY,
+            operations_per_sec: 0.0,
+            baseline_operations_per_sec: 0.0,
+            floor_debt_bytes: 0.0,
+            critical: false,
+            ground: Ground::default(),
+            limited_by: LimitedBy::Nothing,
+        }
+    }
+
+    /// Takes new settings; they hold from the decision that this returns.
+    pub fn set_policy(&mut self, policy: Policy) -> Decision {
+        if policy.target_p99_us != self.policy.target_p99_us || policy.target_inflation != self.policy.target_inflation
+        {
+            self.knee = RATE_MAX;
+        }
+        self.policy = policy;
+        self.decision()
+    }
+
+    /// Takes a sample and decides.
+    pub fn handle_sample(&mut self, sample: &Sample) -> Decision {
+        let seconds = sample.elapsed.as_secs_f64().clamp(0.001, 10.0);
+        let operations = sample.latencies.total();
+        self.critical = sample.wanted[0];
+        self.since_probe = self.since_probe.saturating_add(sample.elapsed);
+        if operations > 0.0 || self.phase != Phase::Idle {
+            let now = operations / seconds;
+            let weight = if self.operations_per_sec > 0.0 { 0.05 } else { 1.0 };
+            self.operations_per_sec += (now - self.operations_per_sec) * weight;
+        }
+        self.judge_ground(sample);
+        self.learn_quiet(sample, seconds);
+
+        if operations == 0.0 && sample.queue_depth == 0 {
+            self.quiet_ticks = self.quiet_ticks.saturating_add(1);
+            if self.quiet_ticks >= self.idle_ticks() {
+                self.phase = Phase::Idle;
+                self.recent.clear();
+            }
+            // A short silence is no news of the latency: hold.
+            return self.decision();
+        }
+        self.quiet_ticks = 0;
+        let decay = (1.0 - operations / WINDOW_OPERATIONS).clamp(0.6, 0.9);
+        self.recent.decay(decay);
+        self.recent.merge(&sample.latencies);
+
+        match self.phase {
+            Phase::Idle => self.wake(),
+            Phase::Probe { ticks } => self.probe(ticks + 1, seconds),
+            Phase::Follow => self.follow(sample, seconds),
+        }
+        self.rate = if self.rate.is_finite() { self.rate.clamp(0.0, RATE_MAX) } else { 0.0 };
+        self.decision()
+    }
+
+    /// How long silence must last to mean that the guests have gone.
+    fn idle_ticks(&self) -> u32 {
+        let slow = self.recent.quantile_us(0.99).unwrap_or(0.0) * 2.0 / 100_000.0;
+        (slow as u32).clamp(IDLE_TICKS, IDLE_TICKS_MAX)
+    }
+
+    /// Operations that ran without resync beside them teach the baseline.
+    fn learn_quiet(&mut self, sample: &Sample, seconds: f64) {
+        let trace = self.floor().min(START_BYTES_PER_SEC) / 8.0 * 1.5 * seconds + 1.0;
+        let probing = matches!(self.phase, Phase::Probe { .. });
+        if (sample.resync_bytes as f64) <= trace
+            || probing && sample.resync_bytes as f64 <= self.probe_rate() * 3.0 * seconds
+        {
+            self.resync_off_ticks = self.resync_off_ticks.saturating_add(1);
+        } else {
+            self.resync_off_ticks = 0;
+        }
+        // Operations that waited behind what was queued when resync stopped complete in the first ticks: twice the
+        // longest latency of those has drained it.
+        if self.resync_off_ticks <= 1 {
+            self.drain_ticks = PROBE_TICKS_MIN;
+        }
+        if self.resync_off_ticks <= PROBE_TICKS_MIN {
+            let longest = sample.latencies.quantile_us(1.0).unwrap_or(0.0) / (seconds * 1e6);
+            self.drain_ticks = self.drain_ticks.max((2.0 * longest) as u32 + 2).min(DRAIN_TICKS_MAX);
+        }
+        if self.resync_off_ticks < self.drain_ticks || sample.latencies.total() == 0.0 {
+            return;
+        }
+        let room = (QUIET_OPERATIONS_MAX - sample.latencies.total()).max(0.0);
+        if self.quiet.total() > room {
+            self.quiet.decay(room / self.quiet.total());
+        }
+        self.quiet.merge(&sample.latencies);
+        self.baseline_operations_per_sec = self.operations_per_sec;
+        if self.quiet.total() >= PROBE_OPERATIONS {
+            self.since_probe = Duration::ZERO;
+        }
+    }
+
+    fn judge_ground(&mut self, sample: &Sample) {
+        let ground = &mut self.ground;
+        ground.resync_bytes = ground.resync_bytes.saturating_add(sample.resync_bytes);
+        ground.write_bytes = ground.write_bytes.saturating_add(sample.foreground_write_bytes);
+        ground.ticks += 1;
+        if ground.ticks >= GROUND_TICKS {
+            let grew = sample.backlog_bytes > ground.backlog_before && ground.backlog_before > 0;
+            let losing = grew && ground.write_bytes > ground.resync_bytes;
+            *ground = Ground { backlog_before: sample.backlog_bytes, losing, ..Ground::default() };
+        }
+    }
+
+    /// Guests are back: the rate that was right for them before, or the floor.
+    fn wake(&mut self) {
+        self.searching = self.knee >= RATE_MAX;
+        self.settle_ticks = 0;
+        if self.baseline().is_none() && self.policy.target_p99_us.is_none() {
+            self.rate = self.floor().max(START_BYTES_PER_SEC);
+            self.phase = Phase::Probe { ticks: 0 };
+            return;
+        }
+        // A little below what was right: the backlog of full speed must drain too.
+        self.rate = if self.rate > 0.0 { self.rate * 0.8 } else { self.floor().max(START_BYTES_PER_SEC) };
+        self.recent.clear();
+        self.phase = Phase::Follow;
+        self.settle_ticks = WAKE_TICKS;
+        self.bad_ticks = 0;
+    }
+
+    fn probe(&mut self, ticks: u32, seconds: f64) {
+        self.floor_debt_bytes += (self.floor() - self.probe_rate()).max(0.0) * seconds;
+        let enough = self.resync_off_ticks > self.drain_ticks && self.quiet.total() >= PROBE_OPERATIONS;
+        if (ticks >= PROBE_TICKS_MIN && enough) || ticks >= PROBE_TICKS_MAX {
+            self.since_probe = Duration::ZERO;
+            self.recent.clear();
+            self.phase = Phase::Follow;
+        } else {
+            self.phase = Phase::Probe { ticks };
+        }
+    }
+
+    fn follow(&mut self, sample: &Sample, seconds: f64) {
+        let used = sample.resync_bytes as f64 / seconds;
+        self.floor_debt_bytes = (self.floor_debt_bytes - (used - self.floor()).max(0.0) * seconds).max(0.0);
+        self.correct_baseline();
+        let Some(target) = self.target_us() else {
+            // Operations are so rare that no baseline has come together: nobody is hurt who could be measured.
+            return self.maybe_probe(sample);
+        };
+        if self.settle_ticks > 0 {
+            self.settle_ticks -= 1;
+            return;
+        }
+        let operations = sample.latencies.total();
+        let over = sample.latencies.above_us(target * AIM);
+        self.bad_ticks = if over > BAD_PART * operations { self.bad_ticks + 1 } else { 0 };
+        let allowances = (operations / 100.0 - over) / (operations.max(FINE_OPERATIONS) / 100.0);
+        let step = FINE_GAIN * allowances.clamp(-FINE_OVERDRAWN_MAX, 1.0);
+        // From what cap and floor let through, lest the state wind up beyond them.
+        let effective = self.rate.clamp(self.floor(), self.cap());
+        let wants_more = sample.resync_held_back || used >= 0.8 * effective;
+        if step < 0.0 {
+            if self.ground.losing || !(wants_more || used > self.floor()) {
+                return;
+            }
+            if self.bad_ticks >= OVERLOAD_TICKS {
+                self.overload(effective);
+            } else {
+                self.rate = effective * (1.0 + step);
+            }
+        } else if wants_more && self.bad_ticks == 0 {
+            self.rate = self.increased(effective, step, target);
+        }
+        self.maybe_probe(sample);
+    }
+
+    /// Resync never makes guests faster: a baseline far above what they have beside it is wrong, or of another load.
+    fn correct_baseline(&mut self) {
+        if let (Some(baseline), Some(p99)) = (self.baseline(), self.recent.quantile_us(0.99))
+            && self.recent.total() >= 1.5 * QUIET_OPERATIONS_MIN
+            && p99 < 0.6 * baseline
+        {
+            self.quiet = self.recent.clone();
+        }
+    }
+
+    fn overload(&mut self, effective: f64) {
+        if self.bad_ticks == OVERLOAD_TICKS {
+            self.knee = effective;
+        }
+        self.rate = effective * OVERLOAD_FACTOR;
+        self.searching = false;
+        self.recent.clear();
+        if self.bad_ticks > OVERLOAD_TICKS {
+            self.settle_ticks = SETTLE_TICKS;
+            // If the next tick is bad too, the overload goes on.
+            self.bad_ticks = OVERLOAD_TICKS;
+        }
+    }
+
+    fn increased(&mut self, effective: f64, step: f64, target: f64) -> f64 {
+        let fine = effective * (1.0 + step);
+        if self.recent.total() < HEADROOM_OPERATIONS_MIN {
+            return fine;
+        }
+        let Some(p99) = self.recent.quantile_us(0.99) else { return fine };
+        let headroom = (0.9 - p99 / target) / 0.9;
+        if headroom <= 0.0 {
+            return fine;
+        }
+        if self.searching {
+            return effective * (1.0 + 0.25 * headroom.max(0.2)) + STEP_BYTES_PER_SEC;
+        }
+        if effective > 0.85 * self.knee && effective < 1.2 * self.knee {
+            return fine;
+        }
+        if effective >= 1.2 * self.knee {
+            // The old limit has gone.
+            self.knee = RATE_MAX;
+        }
+        fine.max(effective * (1.0 + 0.06 * headroom) + STEP_BYTES_PER_SEC.min(effective * 0.05 + 4096.0))
+    }
+
+    /// Starts a probe when the baseline is old, or was learnt under another load.
+    fn maybe_probe(&mut self, sample: &Sample) {
+        if self.policy.target_p99_us.is_some() || sample.resync_bytes == 0 {
+            return;
+        }
+        let (now, then) = (self.operations_per_sec, self.baseline_operations_per_sec);
+        let changed = now > then * 1.5 || now < then * 0.5;
+        if self.since_probe >= PROBE_EVERY
+            || changed && self.since_probe >= PROBE_EVERY_MIN
+            || self.quiet.total() < PROBE_OPERATIONS && self.since_probe >= PROBE_EVERY_MIN
+        {
+            // Another load makes the old baseline worthless; else it fades, but not below what a p99 needs.
+            let (least, operations) = if changed { (0.1, QUIET_OPERATIONS_MIN) } else { (0.5, PROBE_OPERATIONS) };
+            let keep = (2.0 * operations / self.quiet.total().max(1.0)).clamp(least, 1.0);
+            self.quiet.decay(keep);
+            self.resync_off_ticks = 0;
+            self.phase = Phase::Probe { ticks: 0 };
+        }
+    }
+
+    fn cap(&self) -> f64 {
+        self.policy.cap_bytes_per_sec.map_or(RATE_MAX, |cap| cap as f64).min(RATE_MAX)
+    }
+
+    /// The floor in force: it rises when one copy is left. The cap wins over it.
+    fn floor(&self) -> f64 {
+        let classes = self.policy.classes.iter().map(|c| c.floor_bytes_per_sec).fold(0u64, u64::saturating_add);
+        let factor = if self.critical { CRITICAL_FLOOR_FACTOR } else { 1 };
+        let floor = self.policy.floor_bytes_per_sec.saturating_mul(factor).max(classes);
+        (floor as f64).min(self.cap())
+    }
+
+    fn probe_rate(&self) -> f64 {
+        self.floor() / 8.0
+    }
+
+    fn baseline(&self) -> Option<f64> {
+        if self.quiet.total() < QUIET_OPERATIONS_MIN { None } else { self.quiet.quantile_us(0.99) }
+    }
+
+    fn target_us(&self) -> Option<f64> {
+        let inflation = self.policy.target_inflation;
+        let inflation = if inflation.is_finite() { inflation.max(INFLATION_MIN) } else { 2.0 };
+        let target = match self.policy.target_p99_us {
+            Some(us) => us as f64,
+            None => self.baseline()? * inflation,
+        };
+        Some(target.max(TARGET_US_MIN))
+    }
+
+    fn decision(&mut self) -> Decision {
+        let (rate, limited_by) = self.bound();
+        self.limited_by = limited_by;
+        Decision {
+            rate_bytes_per_sec: rate,
+            limited_by,
+            target_p99_us: self.target_us().map(|us| us as u64),
+            baseline_p99_us: self.baseline().map(|us| us as u64),
+            p99_us: self.recent.quantile_us(0.99).map(|us| us as u64),
+            losing_ground: self.ground.losing,
+            probing: matches!(self.phase, Phase::Probe { .. }),
+        }
+    }
+
+    fn bound(&self) -> (Option<u64>, LimitedBy) {
+        if self.policy.paused {
+            return (Some(0), LimitedBy::Paused);
+        }
+        let cap = self.policy.cap_bytes_per_sec;
+        match self.phase {
+            Phase::Idle => (cap, if cap.is_some() { LimitedBy::Cap } else { LimitedBy::Nothing }),
+            Phase::Probe { .. } => (Some(self.probe_rate() as u64), LimitedBy::ForegroundLatency),
+            Phase::Follow => {
+                let floor = self.floor();
+                // What a probe took from the floor is paid back at an eighth more.
+                let floor = if self.floor_debt_bytes > 0.0 { (floor * 1.125).min(self.cap()) } else { floor };
+                if self.rate >= self.cap() {
+                    (cap, LimitedBy::Cap)
+                } else if self.rate <= floor {
+                    (Some(floor as u64), LimitedBy::Floor)
+                } else {
+                    (Some(self.rate as u64), LimitedBy::ForegroundLatency)
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! Unit tests of the law; whole plants are in `tests/throttle`.
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+fn sample(operations: u32, latency_us: u64, resync_bytes: u64) -> Sample {
+    let mut latencies = Histogram::default();
+    latencies.add_bucket(Histogram::bucket(latency_us), operations);
+    Sample { elapsed: Duration::from_millis(100), latencies, resync_bytes, resync_held_back: true, ..Sample::default() }
+}
+
+/// A busy disk whose baseline of about 1 ms is known.
+fn busy(policy: Policy) -> Controller {
+    let mut c = Controller::new(policy);
+    for _ in 0..20 {
+        c.handle_sample(&sample(200, 1_000, 0));
+    }
+    assert!(c.handle_sample(&sample(200, 1_000, 0)).baseline_p99_us.is_some_and(|us| (900..1150).contains(&us)));
+    c
+}
+
+fn step(c: &mut Controller, latency_us: u64) -> Decision {
+    let rate = c.decision().rate_bytes_per_sec.unwrap_or(1 << 30);
+    c.handle_sample(&sample(200, latency_us, rate / 10))
+}
+
+#[test]
+fn idle_is_unlimited_and_capped_only_by_the_cap() {
+    let mut c = Controller::new(Policy::default());
+    let d = c.handle_sample(&sample(0, 0, 1 << 30));
+    assert_eq!((d.rate_bytes_per_sec, d.limited_by), (None, LimitedBy::Nothing));
+    let d = c.set_policy(Policy { cap_bytes_per_sec: Some(20 * MIB), ..Policy::default() });
+    assert_eq!((d.rate_bytes_per_sec, d.limited_by), (Some(20 * MIB), LimitedBy::Cap));
+    let d = c.set_policy(Policy { paused: true, ..Policy::default() });
+    assert_eq!((d.rate_bytes_per_sec, d.limited_by), (Some(0), LimitedBy::Paused));
+}
+
+#[test]
+fn below_the_target_the_rate_rises_and_above_it_falls() {
+    let mut c = busy(Policy::default());
+    let before = step(&mut c, 1_000).rate_bytes_per_sec;
+    let after = (0..20).map(|_| step(&mut c, 1_000)).last().and_then(|d| d.rate_bytes_per_sec);
+    assert!(after > before.map(|b| b * 2), "{before:?} {after:?}");
+    let fallen = (0..12).map(|_| step(&mut c, 4_000)).last().and_then(|d| d.rate_bytes_per_sec);
+    assert!(fallen < after.map(|a| a / 4), "{after:?} {fallen:?}");
+}
+
+#[test]
+fn the_floor_holds_when_the_target_is_missed_and_the_cap_wins_over_it() {
+    let mut c = busy(Policy::default());
+    for _ in 0..40 {
+        let d = step(&mut c, 500_000);
+        assert!(d.rate_bytes_per_sec.is_some_and(|r| r >= 8 * MIB), "{d:?}");
+    }
+    assert_eq!(c.decision().limited_by, LimitedBy::Floor);
+    let d = c.set_policy(Policy { cap_bytes_per_sec: Some(MIB), ..Policy::default() });
+    assert_eq!(d.rate_bytes_per_sec, Some(MIB));
+}
+
+#[test]
+fn the_floor_rises_with_one_copy_left() {
+    let mut c = busy(Policy::default());
+    let mut critical = sample(200, 500_000, MIB);
+    critical.wanted[0] = true;
+    let d = (0..20).map(|_| c.handle_sample(&critical)).last();
+    assert!(d.and_then(|d| d.rate_bytes_per_sec).is_some_and(|r| r >= 32 * MIB), "{d:?}");
+}
+
+#[test]
+fn an_explicit_target_needs_no_baseline() {
+    let mut c = Controller::new(Policy { target_p99_us: Some(5_000), ..Policy::default() });
+    let d = step(&mut c, 1_000);
+    assert_eq!((d.target_p99_us, d.baseline_p99_us), (Some(5_000), None));
+    let d = (0..30).map(|_| step(&mut c, 1_000)).last();
+    assert!(d.and_then(|d| d.rate_bytes_per_sec).is_some_and(|r| r > 8 * MIB), "{d:?}");
+}
+
+#[test]
+fn an_unused_allowance_is_not_raised() {
+    let mut c = busy(Policy::default());
+    let first = step(&mut c, 1_000).rate_bytes_per_sec;
+    let mut slow = sample(200, 1_000, 1_000);
+    slow.resync_held_back = false;
+    let last = (0..50).map(|_| c.handle_sample(&slow)).last().and_then(|d| d.rate_bytes_per_sec);
+    assert!(last <= first, "{first:?} {last:?}");
+}
+
+#[test]
+fn resync_that_loses_ground_is_not_decreased_further() {
+    let mut c = busy(Policy::default());
+    for _ in 0..20 {
+        step(&mut c, 1_000);
+    }
+    let mut losing = sample(200, 10_000, MIB);
+    losing.foreground_write_bytes = 5 * MIB;
+    let mut rates = Vec::new();
+    for i in 0..60 {
+        losing.backlog_bytes = (1 << 30) + i * MIB;
+        rates.push(c.handle_sample(&losing).rate_bytes_per_sec);
+    }
+    assert!(c.decision().losing_ground);
+    assert_eq!(rates[40], rates[59]);
+}
+
+#[test]
+fn absurd_input_gives_a_decision() {
+    for policy in [
+        Policy { floor_bytes_per_sec: u64::MAX, cap_bytes_per_sec: Some(0), ..Policy::default() },
+        Policy { target_inflation: f64::NAN, ..Policy::default() },
+        Policy { target_inflation: -1.0, target_p99_us: Some(0), ..Policy::default() },
+        Policy { target_p99_us: Some(u64::MAX), cap_bytes_per_sec: Some(1 << 62), ..Policy::default() },
+    ] {
+        let mut c = Controller::new(policy);
+        for (elapsed, latency, bytes) in [(0, 0, u64::MAX), (1, u64::MAX, 0), (u64::MAX, 1, 1)] {
+            let mut s = sample(7, latency, bytes);
+            s.elapsed = Duration::from_nanos(elapsed);
+            s.backlog_bytes = bytes;
+            s.foreground_write_bytes = bytes;
+            for _ in 0..30 {
+                let d = c.handle_sample(&s);
+                assert!(d.rate_bytes_per_sec <= Some(policy.cap_bytes_per_sec.unwrap_or(u64::MAX)), "{d:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The gateway's link to the coordinator: attaches the volume, follows the map, says who doesn't answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::sync::{mpsc, oneshot};
+
+use super::GatewayConfig;
+use super::router::Router;
+use crate::core::cluster::ClusterMap;
+use crate::core::ids::NodeId;
+use crate::net::channel::Channel;
+use crate::net::quic::Endpoint;
+use crate::net::tls::Expect;
+use crate::net::tuning::LinkClass;
+use crate::wire::control::{self as msg, AttachOutcome, kind};
+use crate::wire::frame::Frame;
+use crate::wire::map::apply_delta;
+
+const HEARTBEAT: Duration = Duration::from_millis(150);
+const RETRY: Duration = Duration::from_millis(250);
+/// A coordinator that is silent for this long was killed, or has been restarted since.
+const SILENCE: Duration = Duration::from_millis(1200);
+
+/// What the coordinator tells a serving gateway.
+pub enum News {
+    /// A newer map.
+    Map(Arc<ClusterMap>),
+    /// Another gateway has the volume.
+    Fenced,
+}
+
+type Attached = Result<(u64, u64, Arc<ClusterMap>), String>;
+
+/// The link, kept up by a task.
+pub struct Control {
+    attached: mpsc::UnboundedReceiver<Attached>,
+    news: mpsc::UnboundedReceiver<News>,
+    unreachable: tokio::sync::watch::Sender<Vec<NodeId>>,
+    release: Option<oneshot::Sender<msg::Release>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn frame(kind: u16, message: &impl Message) -> Frame {
+    Frame::new(kind, message.encode_to_vec())
+}
+
+impl Control {
+    /// Starts the task.
+    pub fn start(endpoint: Arc<Endpoint>, coordinator: SocketAddr, config: &GatewayConfig, admin_url: String) -> Self {
+        let (attached_to, attached) = mpsc::unbounded_channel();
+        let (news_to, news) = mpsc::unbounded_channel();
+        let (unreachable, unreachable_now) = tokio::sync::watch::channel(Vec::new());
+        let (release, released) = oneshot::channel();
+        let hello = msg::GatewayHello {
+            name: config.name.clone(),
+            release: env!("CARGO_PKG_VERSION").into(),
+            admin_url,
+            feature_min: crate::core::cluster::FEATURE_LEVELS.0,
+            feature_max: crate::core::cluster::FEATURE_LEVELS.1,
+        };
+        let link = ControlTask {
+            endpoint,
+            coordinator,
+            hello,
+            attach: msg::Attach { volume: config.volume.clone(), take_over: config.take_over, had_incarnation: 0 },
+            map: ClusterMap::default(),
+            granted: None,
+            told: false,
+            attached: attached_to,
+            news: news_to,
+            unreachable: unreachable_now,
+        };
+        let task = tokio::spawn(link.run(released));
+        Control { attached, news, unreachable, release: Some(release), task }
+    }
+
+    /// Waits for the volume; the error is the coordinator's refusal.
+    pub async fn attached(&mut self) -> Attached {
+        self.attached.recv().await.unwrap_or_else(|| Err("the link to the coordinator ended".into()))
+    }
+
+    /// The next news; meanwhile tells the coordinator whom the router can't reach.
+    pub async fn news(&mut self, router: &Router) -> News {
+        let mut look = tokio::time::interval(HEARTBEAT);
+        loop {
+            tokio::select! {
+                news = self.news.recv() => match news {
+                    Some(news) => return news,
+                    None => std::future::pending().await,
+                },
+                _ = look.tick() => { self.unreachable.send_replace(router.unreachable()); }
+            }
+        }
+    }
+
+    /// Gives the volume back.
+    pub async fn release(mut self, id: u64, incarnation: u64) {
+        if let Some(release) = self.release.take() {
+            let message = msg::Release { id, incarnation, reason: String::new() };
+            if release.send(message).is_ok() {
+                // Best effort: a coordinator that is away learns it from the next attach.
+                let _ = tokio::time::timeout(Duration::from_secs(2), &mut self.task).await;
+            }
+        }
+        self.task.abort();
+    }
+}
+
+struct ControlTask {
+    endpoint: Arc<Endpoint>,
+    coordinator: SocketAddr,
+    hello: msg::GatewayHello,
+    attach: msg::Attach,
+    map: ClusterMap,
+    granted: Option<(u64, u64)>,
+    told: bool,
+    attached: mpsc::UnboundedSender<Attached>,
+    news: mpsc::UnboundedSender<News>,
+    unreachable: tokio::sync::watch::Receiver<Vec<NodeId>>,
+}
+
+impl ControlTask {
+    async fn run(mut self, mut released: oneshot::Receiver<msg::Release>) {
+        let mut warned = false;
+        loop {
+            match self.endpoint.connect(self.coordinator, Expect::Coordinator, LinkClass::Control).await {
+                Ok(link) => {
+                    warned = false;
+                    if let Ok(channel) = link.open_channel(frame(kind::GATEWAY_HELLO, &self.hello)).await
+                        && self.session(channel, &mut released).await
+                    {
+                        return;
+                    }
+                }
+                Err(error) if !warned => {
+                    tracing::warn!(coordinator = %self.coordinator, %error, "can't reach the coordinator: trying again, IO goes on");
+                    warned = true;
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// True: over for good.
+    async fn session(&mut self, channel: Channel, released: &mut oneshot::Receiver<msg::Release>) -> bool {
+        let (sender, mut receiver) = channel.split();
+        if let Some((_, incarnation)) = self.granted {
+            self.attach.had_incarnation = incarnation;
+        }
+        if sender.send(frame(kind::ATTACH, &self.attach)).is_err() {
+            return false;
+        }
+        // Taking over is asked for once: after a broken link the volume is ours or lost.
+        let mut beat = tokio::time::interval(HEARTBEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut n = 0;
+        let mut heard = tokio::time::Instant::now();
+        loop {
+            tokio::select! {
+                incoming = receiver.recv() => {
+                    let Some(incoming) = incoming else { return false };
+                    heard = tokio::time::Instant::now();
+                    match self.incoming(&incoming) {
+                        Some(true) => {}
+                        Some(false) => return false,
+                        None => return true,
+                    }
+                }
+                release = &mut *released => {
+                    if let Ok(release) = release {
+                        drop(sender.send(frame(kind::RELEASE, &release)));
+                        sender.finish();
+                        // The coordinator has it when it has read the end of the stream.
+                        while receiver.recv().await.is_some() {}
+                    }
+                    return true;
+                }
+                _ = beat.tick() => {
+                    if heard.elapsed() > SILENCE { return false }
+                    n += 1;
+                    let unreachable = self.unreachable.borrow().iter().map(|u| u.0).collect();
+                    if sender.send(frame(kind::HEARTBEAT, &msg::Heartbeat { n, unreachable })).is_err() {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Some(false): make the link anew. None: over.
+    fn incoming(&mut self, f: &Frame) -> Option<bool> {
+        match f.kind {
+            kind::MAP_DELTA => {
+                let Ok(delta) = msg::MapDelta::decode(f.meta.as_ref()) else { return Some(false) };
+                if let Err(error) = apply_delta(&mut self.map, delta) {
+                    tracing::warn!(%error, "refused a change of the map");
+                    return Some(false);
+                }
+                drop(self.news.send(News::Map(Arc::new(self.map.clone()))));
+                self.tell_attached();
+            }
+            kind::ATTACH_REPLY => {
+                let Ok(reply) = msg::AttachReply::decode(f.meta.as_ref()) else { return Some(false) };
+                match AttachOutcome::try_from(reply.outcome) {
+                    Ok(AttachOutcome::Granted) => {
+                        let lost = self.granted.is_some_and(|(_, had)| had != reply.incarnation);
+                        if lost {
+                            drop(self.news.send(News::Fenced));
+                            return None;
+                        }
+                        self.granted = Some((reply.id, reply.incarnation));
+                        self.attach.take_over = false;
+                        self.tell_attached();
+                    }
+                    Ok(AttachOutcome::Standby) => {
+                        if self.granted.is_some() {
+                            drop(self.news.send(News::Fenced));
+                            return None;
+                        }
+                        tracing::info!(volume = reply.volume, reason = reply.reason, "standing by for the volume");
+                    }
+                    _ => {
+                        drop(self.attached.send(Err(reply.reason)));
+                        if self.granted.is_some() {
+                            drop(self.news.send(News::Fenced));
+                        }
+                        return None;
+                    }
+                }
+            }
+            kind::FENCED => {
+                drop(self.news.send(News::Fenced));
+                return None;
+            }
+            kind::REFUSED => {
+                let reason = msg::Refused::decode(f.meta.as_ref()).map(|r| r.reason).unwrap_or_default();
+                drop(self.attached.send(Err(reason)));
+                return None;
+            }
+            kind::HEARTBEAT_ACK => {}
+            other => tracing::warn!(kind = other, "ignored a message that this release doesn't know"),
+        }
+        Some(true)
+    }
+
+    /// The volume is granted and the map has come: serve.
+    fn tell_attached(&mut self) {
+        if let Some((id, incarnation)) = self.granted
+            && !self.told
+            && self.map.volumes.contains_key(&crate::core::ids::VolumeId(id))
+        {
+            self.told = true;
+            drop(self.attached.send(Ok((id, incarnation, Arc::new(self.map.clone())))));
+        }
+    }
+}
+
+/// Takes the map once, attaching nothing.
+///
+/// # Errors
+/// The coordinator can't be reached or refuses; one sentence.
+pub async fn observe(endpoint: &Endpoint, coordinator: SocketAddr) -> Result<Arc<ClusterMap>, String> {
+    let link = endpoint
+        .connect(coordinator, Expect::Coordinator, LinkClass::Control)
+        .await
+        .map_err(|e| format!("can't reach the coordinator at {coordinator}: {e}"))?;
+    let channel = link
+        .open_channel(Frame::new(kind::OBSERVE, Vec::new()))
+        .await
+        .map_err(|e| format!("the coordinator closed the link: {e}"))?;
+    let (_sender, mut receiver) = channel.split();
+    while let Some(f) = receiver.recv().await {
+        if f.kind == kind::MAP_DELTA {
+            let delta = msg::MapDelta::decode(f.meta.as_ref()).map_err(|e| e.to_string())?;
+            let mut map = ClusterMap::default();
+            apply_delta(&mut map, delta).map_err(|e| e.to_string())?;
+            return Ok(Arc::new(map));
+        }
+    }
+    Err("the coordinator sent no map".into())
+}

@@ -1,0 +1,415 @@
+//! A disk and its threads: carries out [`DiskOp`]s and reports their results to the engine.
+//!
+//! Writes to chunks that are marked dirty already go to the page cache: one thread takes all that wait, so that a
+//! batch costs one wake-up. What may wait for the disk (reads, reservations, first writes) runs on a few threads, so that
+//! one slow request doesn't hold up the others. Flushes run on a thread of their own that takes all that wait into one
+//! fdatasync, and only what arrived before it started (R12). Another thread clears dirty marks and freed slots.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use prost::Message;
+
+use crate::core::hashtree::HOLE;
+use crate::core::ids::{BootId, ChunkId, DiskId, Generation, PgId};
+use crate::core::replica::{ChunkLeaves, DiskOp, DiskResult, Operation, PgState, TableEntry, Token};
+use crate::core::units::BLOCK_BYTES;
+use crate::disk::{Disk, PgRecord, ReadChunk, WriteChunk, WriteOp};
+use crate::wire::replica::StoredPg;
+
+use super::queue::Queue;
+
+/// Threads for what may wait for the disk: enough queue depth for an SSD, few enough for a small host.
+const THREADS: usize = 4;
+/// Jobs that the writing thread takes at once.
+const WRITE_BATCH: usize = 64;
+/// Consumers look up this often although nothing comes; it bounds nothing.
+const IDLE: Duration = Duration::from_secs(60);
+/// Sequences from here on are no PG's: they mark content of unknown age.
+const UNIQUE_VERSION: u64 = 1 << 63;
+/// Dirty marks cleared in one background round.
+const CLEAN_BATCH: usize = 64;
+
+/// What a disk is asked to do for one PG.
+pub struct Job {
+    /// PG.
+    pub pg: PgId,
+    /// Handle of the replica.
+    pub token: Token,
+    /// What.
+    pub op: DiskOp,
+}
+
+/// What came of it.
+pub struct JobDone {
+    /// Disk.
+    pub disk: DiskId,
+    /// PG.
+    pub pg: PgId,
+    /// Handle.
+    pub token: Token,
+    /// Result.
+    pub result: DiskResult,
+}
+
+struct FlushJob {
+    pg: PgId,
+    token: Token,
+    mark: Option<u64>,
+}
+
+/// An open disk with its threads.
+pub struct DiskHandle {
+    id: DiskId,
+    disk: Arc<Disk>,
+    jobs: Arc<Queue<Job>>,
+    writes: Arc<Queue<Job>>,
+    flushes: Arc<Queue<FlushJob>>,
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    unsure: Arc<Mutex<HashSet<ChunkId>>>,
+}
+
+type Report = Arc<dyn Fn(Vec<JobDone>) + Send + Sync>;
+
+impl DiskHandle {
+    /// Starts the threads of an open disk. Chunks that were dirty at an unclean stop are rehashed first; where a block
+    /// doesn't match, its content is taken as it is (R23), and the chunk's version counts for nothing until resync
+    /// has compared it.
+    pub fn start(disk: Disk, report: impl Fn(Vec<JobDone>) + Send + Sync + 'static) -> Self {
+        let disk = Arc::new(disk);
+        let id = disk.superblock().disk;
+        let unsure: HashSet<ChunkId> = disk.unrecovered_chunks().into_iter().collect();
+        for chunk in &unsure {
+            match disk.recover_dirty(*chunk) {
+                Ok(blocks) => {
+                    for block in blocks {
+                        if let Err(error) = disk.adopt(*chunk, block) {
+                            tracing::warn!(disk = %id, %chunk, block, %error, "can't take over a block after an unclean stop");
+                        }
+                    }
+                }
+                Err(error) => tracing::warn!(disk = %id, %chunk, %error, "can't rehash a chunk after an unclean stop"),
+            }
+            // Its recorded version may be that of other content: one that no other replica has can't compare equal,
+            // also after a second crash.
+            if let Some(meta) = disk.chunk_meta(*chunk) {
+                let unique = UNIQUE_VERSION | rand::random::<u64>() >> 1;
+                if let Err(error) = disk.set_chunk_version(*chunk, meta.generation, unique) {
+                    tracing::warn!(disk = %id, %chunk, %error, "can't set a chunk's version after an unclean stop");
+                }
+            }
+        }
+        let unsure = Arc::new(Mutex::new(unsure));
+        let (jobs, writes, flushes) =
+            (Arc::new(Queue::default()), Arc::new(Queue::default()), Arc::new(Queue::default()));
+        let report: Report = Arc::new(report);
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        let queues = std::iter::repeat_n((&jobs, 1, "disk"), THREADS).chain([(&writes, WRITE_BATCH, "disk-write")]);
+        for (queue, batch, name) in queues {
+            let worker = Worker {
+                id,
+                disk: disk.clone(),
+                queue: Arc::clone(queue),
+                flushes: flushes.clone(),
+                report: report.clone(),
+                unsure: unsure.clone(),
+            };
+            threads.push(spawn(name, move || worker.run(batch)));
+        }
+        {
+            let (disk, report, flushes) = (disk.clone(), report.clone(), flushes.clone());
+            threads.push(spawn("disk-flush", move || flush_loop(id, &disk, &flushes, &report)));
+        }
+        {
+            let (disk, stop) = (disk.clone(), stop.clone());
+            threads.push(spawn("disk-clean", move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::park_timeout(Duration::from_secs(1));
+                    let done = disk.clean_some(CLEAN_BATCH).and_then(|_| disk.free_some());
+                    if let Err(error) = done {
+                        tracing::debug!(disk = %id, %error, "background work on the disk failed");
+                    }
+                }
+            }));
+        }
+        DiskHandle { id, disk, jobs, writes, flushes, threads: threads.into_iter().flatten().collect(), stop, unsure }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> DiskId {
+        self.id
+    }
+
+    /// Its boot id (R1).
+    pub fn boot(&self) -> BootId {
+        self.disk.boot_id()
+    }
+
+    /// The store below.
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    /// Takes a job; its result comes by the report function. Bounded by what replicas admit.
+    pub fn submit(&self, job: Job) {
+        let hot = |chunk: &ChunkId| self.disk.chunk_meta(*chunk).is_some_and(|m| m.dirty);
+        match &job.op {
+            DiskOp::Flush { mark } => {
+                self.flushes.push(FlushJob { pg: job.pg, token: job.token, mark: Some(*mark) });
+            }
+            DiskOp::Apply { op: Operation::Write { chunk, .. }, .. } if hot(chunk) => self.writes.push(job),
+            _ => self.jobs.push(job),
+        }
+    }
+
+    /// What the disk's PG table knows.
+    pub fn states(&self) -> Vec<(PgId, Option<PgState>)> {
+        self.disk
+            .pg_list()
+            .into_iter()
+            .map(|record| {
+                let state = StoredPg::decode(record.body.as_slice()).ok().and_then(|s| s.into_state(record.complete));
+                (record.pg, state)
+            })
+            .collect()
+    }
+
+    /// Drops everything of a PG from the disk, durably.
+    ///
+    /// # Errors
+    /// The disk failed; what is left is dropped at the next try.
+    pub fn purge(&self, pg: PgId) -> Result<(), String> {
+        for entry in self.disk.chunk_table(pg) {
+            self.disk.delete_chunk(entry.chunk).map_err(|e| e.to_string())?;
+            self.unsure.lock().remove(&entry.chunk);
+        }
+        self.disk.pg_remove(pg).map_err(|e| e.to_string())?;
+        Ok(())
+    }
+
+    /// Lets everything queued finish, stores the last states, and closes. Clean: the boot id stays (R1).
+    pub fn stop(mut self, states: Vec<(PgId, PgState)>) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Workers may still queue flushes: their queue closes after they are done.
+        self.jobs.close();
+        self.writes.close();
+        let flushing = self.flushes.clone();
+        for thread in self.threads.drain(..) {
+            thread.thread().unpark();
+            if thread.thread().name() == Some("disk-flush") {
+                flushing.close();
+            }
+            if thread.join().is_err() {
+                tracing::error!(disk = %self.id, "a disk thread had panicked");
+            }
+        }
+        for (pg, state) in states {
+            if let Err(error) = put_state(&self.disk, pg, &state) {
+                tracing::error!(disk = %self.id, %pg, %error, "can't store the PG's last state: the next start counts as unclean");
+                return;
+            }
+        }
+        let unsure = self.unsure.lock().len();
+        if unsure > 0 {
+            // Their versions mean nothing; only the next start's rehash would know.
+            tracing::info!(disk = %self.id, unsure, "chunks were never compared since an unclean stop: stopping uncleanly again");
+            return;
+        }
+        if let Err(error) = self.disk.close_clean() {
+            tracing::error!(disk = %self.id, %error, "can't close the disk cleanly");
+        }
+    }
+}
+
+fn put_state(disk: &Disk, pg: PgId, state: &PgState) -> Result<(), crate::disk::PutPg> {
+    disk.pg_put(PgRecord {
+        pg,
+        generation: state.config.generation,
+        complete: state.complete,
+        durability_epoch: state.config.durability_epoch,
+        body: StoredPg::new(state).encode_to_vec(),
+    })
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+    spawned.inspect_err(|error| tracing::error!(name, %error, "can't start a disk thread")).ok()
+}
+
+fn flush_loop(id: DiskId, disk: &Disk, queue: &Queue<FlushJob>, report: &Report) {
+    while let Some(batch) = queue.take(usize::MAX, IDLE) {
+        if batch.is_empty() {
+            continue;
+        }
+        let marks: Vec<(PgId, u64)> = batch.iter().filter_map(|j| j.mark.map(|m| (j.pg, m))).collect();
+        let result = match disk.flush(&marks) {
+            Ok(()) => DiskResult::Done,
+            Err(error) => DiskResult::Failed(error.to_string()),
+        };
+        let done = |job: FlushJob| JobDone { disk: id, pg: job.pg, token: job.token, result: result.clone() };
+        report(batch.into_iter().map(done).collect());
+    }
+}
+
+struct Worker {
+    id: DiskId,
+    disk: Arc<Disk>,
+    queue: Arc<Queue<Job>>,
+    flushes: Arc<Queue<FlushJob>>,
+    report: Report,
+    unsure: Arc<Mutex<HashSet<ChunkId>>>,
+}
+
+impl Worker {
+    fn run(&self, batch: usize) {
+        while let Some(jobs) = self.queue.take(batch, IDLE) {
+            let done: Vec<JobDone> = jobs.into_iter().filter_map(|job| self.job(job)).collect();
+            if !done.is_empty() {
+                (self.report)(done);
+            }
+        }
+    }
+
+    /// `None`: the result comes with a flush.
+    fn job(&self, job: Job) -> Option<JobDone> {
+        let Job { pg, token, op } = job;
+        let durable = matches!(op, DiskOp::Apply { durable: true, .. });
+        let result = carry_out(&self.disk, pg, op, &self.unsure);
+        if durable && matches!(result, DiskResult::Done) {
+            self.flushes.push(FlushJob { pg, token, mark: None });
+            return None;
+        }
+        if let DiskResult::Failed(reason) = &result {
+            tracing::error!(disk = %self.id, reason, "the disk failed and is taken out (it stays out until an operator clears it)");
+        }
+        Some(JobDone { disk: self.id, pg, token, result })
+    }
+}
+
+fn written(result: Result<(), WriteChunk>) -> DiskResult {
+    match result {
+        Ok(()) => DiskResult::Done,
+        Err(error) if error.is_no_space() => DiskResult::NoSpace,
+        Err(error) => DiskResult::Failed(error.to_string()),
+    }
+}
+
+fn carry_out(disk: &Disk, pg: PgId, op: DiskOp, unsure: &Mutex<HashSet<ChunkId>>) -> DiskResult {
+    match op {
+        DiskOp::Prepare { chunk, generation } => written(disk.prepare(pg, chunk, generation)),
+        DiskOp::Apply { generation, sequence, op, .. } => match op {
+            Operation::Write { chunk, first_block, leaves, data } => written(disk.write(&WriteOp {
+                pg,
+                chunk,
+                generation,
+                sequence,
+                first_block: first_block as usize,
+                leaves: &leaves,
+                data: &data,
+            })),
+            Operation::Zero { chunk, first_block, count } => {
+                written(disk.zero(pg, chunk, generation, sequence, first_block as usize, count as usize))
+            }
+            Operation::Drop { chunk } => {
+                unsure.lock().remove(&chunk);
+                written(disk.delete_chunk(chunk).map(|_| ()))
+            }
+            Operation::Fence { .. } => DiskResult::Done,
+        },
+        DiskOp::Copy { chunk, blocks, data, .. } => copy(disk, pg, chunk, &blocks, &data),
+        DiskOp::Read { chunk, first_block, count } => {
+            let mut data = vec![0; count as usize * BLOCK_BYTES as usize];
+            match disk.read(chunk, first_block as usize, count as usize, &mut data) {
+                Ok(leaves) => DiskResult::Data { leaves, data: data.into() },
+                Err(ReadChunk::BadBlocks { blocks, .. }) => {
+                    DiskResult::Bad { blocks: blocks.into_iter().map(|b| b as u32).collect() }
+                }
+                Err(_) => DiskResult::Bad { blocks: (first_block..first_block + count).collect() },
+            }
+        }
+        DiskOp::Flush { .. } => DiskResult::Done,
+        DiskOp::Persist(state) => match put_state(disk, pg, &state) {
+            Ok(()) => DiskResult::Done,
+            Err(error) => DiskResult::Failed(error.to_string()),
+        },
+        DiskOp::Table => {
+            let unsure = unsure.lock();
+            let entries = disk.chunk_table(pg).into_iter().map(|e| TableEntry {
+                chunk: e.chunk,
+                generation: e.generation,
+                sequence: e.sequence,
+                root: e.root,
+                unsure: e.unrecovered || unsure.contains(&e.chunk),
+            });
+            DiskResult::Table(entries.collect())
+        }
+        DiskOp::Leaves { chunk } => match (disk.leaves(chunk), disk.chunk_meta(chunk)) {
+            (Ok(Some(leaves)), Some(meta)) => {
+                DiskResult::Leaves(Some(ChunkLeaves { leaves, generation: meta.generation, sequence: meta.sequence }))
+            }
+            (Ok(_), _) => DiskResult::Leaves(None),
+            (Err(error), _) => DiskResult::Failed(error.to_string()),
+        },
+        DiskOp::SetVersion { chunk, generation, sequence } => {
+            let Some(meta) = disk.chunk_meta(chunk) else {
+                // The primary's chunk holds nothing but zeros: here it needs no slot.
+                return DiskResult::Done;
+            };
+            let known = unsure.lock().remove(&chunk);
+            if known || (meta.generation, meta.sequence) < (generation, sequence) {
+                return written(disk.set_chunk_version(chunk, generation, sequence));
+            }
+            DiskResult::Done
+        }
+    }
+}
+
+/// Writes blocks that needn't be neighbours: runs of them, each with one call.
+fn copy(
+    disk: &Disk,
+    pg: PgId,
+    chunk: ChunkId,
+    blocks: &[(u32, crate::core::hashtree::Hash)],
+    data: &Bytes,
+) -> DiskResult {
+    // A copy doesn't make the chunk newer: its version comes with ChunkDone.
+    let (generation, sequence) =
+        disk.chunk_meta(chunk).map_or((Generation::default(), 0), |m| (m.generation, m.sequence));
+    let mut rest = data.as_ref();
+    let mut i = 0;
+    while i < blocks.len() {
+        let run = blocks[i..].iter().zip(blocks[i].0..).take_while(|((b, _), want)| b == want).count();
+        let leaves: Vec<_> = blocks[i..i + run].iter().map(|(_, l)| *l).collect();
+        let mut content = Vec::with_capacity(run * BLOCK_BYTES as usize);
+        for leaf in &leaves {
+            if *leaf == HOLE {
+                content.resize(content.len() + BLOCK_BYTES as usize, 0);
+            } else {
+                let (block, after) = rest.split_at(BLOCK_BYTES as usize);
+                content.extend_from_slice(block);
+                rest = after;
+            }
+        }
+        let op = WriteOp {
+            pg,
+            chunk,
+            generation,
+            sequence,
+            first_block: blocks[i].0 as usize,
+            leaves: &leaves,
+            data: &content,
+        };
+        match written(disk.write(&op)) {
+            DiskResult::Done => i += run,
+            other => return other,
+        }
+    }
+    DiskResult::Done
+}

@@ -1,0 +1,769 @@
+//! The engine: one thread that owns every replica of the node, so that for each PG only one thing happens at a time.
+//!
+//! It takes events (messages, disk results, map changes, time), feeds them to the replicas of `core::replica`, and
+//! carries out their actions. Nothing here blocks on IO.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::control::ToCoordinator;
+use super::disks::{DiskHandle, Job, JobDone};
+use super::leases::{Leases, now};
+use super::links::{Links, Outbox};
+use super::throttle::Throttle;
+use crate::api::metrics::{ForegroundMetrics, Operation};
+use crate::core::cluster::{ClusterMap, PgConfig, Replica as Member, ResyncClass};
+use crate::core::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
+use crate::core::replica::{
+    Action, Change, ClientOp, ClientReply, ClientRequest, Env, Input, PeerMessage, PgState, Replica, SessionMessage,
+};
+use crate::core::units::{CHUNK_BYTES, Instant};
+use crate::wire::client::encode_reply;
+use crate::wire::control as msg;
+use crate::wire::replica::{Address, LeaseEntry, encode};
+
+/// Replicas that wait for time are ticked this often.
+const TICK: Duration = Duration::from_millis(5);
+/// Events taken in one turn, before the lease table and statistics are looked at again.
+const TURN_EVENTS: usize = 512;
+/// Housekeeping: reachability, deleted volumes.
+const HOUSEKEEPING: Duration = Duration::from_millis(100);
+
+/// What happens to a node.
+pub enum Event {
+    /// A replica's message.
+    Peer { address: Address, message: PeerMessage },
+    /// A dialed link is up.
+    PeerUp { node: NodeId, id: u64, outbox: Outbox, lease_addr: SocketAddr, process: u64 },
+    /// It is gone.
+    PeerDown { node: NodeId, id: u64 },
+    /// An accepted link is up.
+    InboundUp { node: NodeId, id: u64, outbox: Outbox, process: u64 },
+    /// It is gone.
+    InboundDown { node: NodeId, id: u64 },
+    /// A gateway's channel is up.
+    ClientUp { id: u64, outbox: Outbox },
+    /// A gateway asks.
+    Client { conn: u64, pg: PgId, disk: DiskId, request: ClientRequest },
+    /// Its channel is gone.
+    ClientDown { id: u64 },
+    /// This node's session to a learner is up.
+    SessionOpened { pg: PgId, me: DiskId, learner: DiskId, id: u64, outbox: Outbox },
+    /// A primary opened a session to a learner here.
+    SessionAccepted { pg: PgId, learner: DiskId, primary: DiskId, class: u32, id: u64, outbox: Outbox },
+    /// Either kind is gone.
+    SessionEnded { pg: PgId, me: DiskId, peer: DiskId, id: u64 },
+    /// A disk has done something.
+    Disk(Vec<JobDone>),
+    /// The map changed; `changed` lists the configurations that did.
+    Map { map: Arc<ClusterMap>, changed: Vec<PgConfig> },
+    /// The coordinator answered a proposal.
+    Outcome { pg: PgId, proposal: u64, accepted: bool, config: Option<PgConfig> },
+    /// The coordinator has no use for a copy any more.
+    Purge { pg: PgId, disk: DiskId, up_to: Generation },
+    /// A block arrived that doesn't match its hash.
+    Mismatch,
+    /// Stop cleanly; the engine answers when its disks are closed.
+    Stop(Sender<()>),
+}
+
+type Key = (DiskId, PgId);
+
+struct Pending {
+    conn: u64,
+    id: u64,
+    started: Instant,
+    bytes: u64,
+    write: bool,
+    measured: bool,
+    disk: DiskId,
+}
+
+struct Session {
+    id: u64,
+    outbox: Option<Outbox>,
+    task: Option<tokio::task::JoinHandle<()>>,
+    class: ResyncClass,
+}
+
+/// Counters that the statistics and metrics read.
+#[derive(Default)]
+pub struct Counters {
+    /// Foreground reads done.
+    pub reads: AtomicU64,
+    /// Foreground writes done.
+    pub writes: AtomicU64,
+    /// Foreground bytes.
+    pub read_bytes: AtomicU64,
+    /// Foreground bytes.
+    pub write_bytes: AtomicU64,
+    /// Verified bytes written as a resync target, by class.
+    pub resync_written: [AtomicU64; 5],
+    /// Blocks that arrived with another content than their hash.
+    pub wire_mismatches: AtomicU64,
+    /// Blocks repaired from another replica.
+    pub repaired_blocks: AtomicU64,
+    /// Blocks that no replica had right.
+    pub lost_blocks: AtomicU64,
+}
+
+/// What the engine is made of.
+pub struct Parts {
+    /// Disks.
+    pub disks: BTreeMap<DiskId, DiskHandle>,
+    /// Links.
+    pub links: Arc<Links>,
+    /// Leases.
+    pub leases: Arc<Leases>,
+    /// Throttle.
+    pub throttle: Arc<Throttle>,
+    /// To the coordinator.
+    pub control: UnboundedSender<ToCoordinator>,
+    /// Shared counters.
+    pub counters: Arc<Counters>,
+    /// The latest statistics, for the coordinator and for metrics.
+    pub stats: Arc<parking_lot::Mutex<msg::Stats>>,
+    /// Where tasks run.
+    pub runtime: tokio::runtime::Handle,
+    /// For latencies.
+    pub metrics: ForegroundMetrics,
+}
+
+struct EngineEnv<'a> {
+    leases: &'a Leases,
+    throttle: &'a Throttle,
+    disk: DiskId,
+}
+
+impl Env for EngineEnv<'_> {
+    fn lease_until(&self, config: &PgConfig, me: DiskId) -> Instant {
+        self.leases.held_until(config, me)
+    }
+    fn take_resync_tokens(&mut self, class: ResyncClass, bytes: u64) -> bool {
+        self.throttle.try_take_source(self.disk, class, bytes)
+    }
+    fn random(&mut self) -> u64 {
+        rand::random::<u64>() | 1
+    }
+}
+
+/// The engine's state.
+pub struct Engine {
+    parts: Parts,
+    map: Arc<ClusterMap>,
+    replicas: HashMap<Key, Replica>,
+    ticking: BTreeSet<Key>,
+    requests: HashMap<u64, Pending>,
+    next_request: u64,
+    clients: HashMap<u64, Outbox>,
+    /// (volume, connection number) pairs by channel, to cancel what a lost gateway asked for.
+    client_sessions: HashMap<u64, HashSet<(VolumeId, u64, Key)>>,
+    outbound: HashMap<NodeId, (u64, Outbox)>,
+    inbound: HashMap<NodeId, (u64, Outbox)>,
+    /// Which start of a peer's process the link goes to.
+    processes: HashMap<NodeId, u64>,
+    keepers: HashMap<NodeId, (SocketAddr, tokio::task::JoinHandle<()>)>,
+    sessions: HashMap<(Key, DiskId), Session>,
+    unreachable: BTreeSet<NodeId>,
+    dropped: HashSet<(VolumeId, PgId)>,
+    failed: BTreeSet<DiskId>,
+    wanted_stale: bool,
+}
+
+impl Engine {
+    /// An engine with what its disks know.
+    pub fn new(parts: Parts) -> Self {
+        let mut replicas = HashMap::new();
+        for (id, disk) in &parts.disks {
+            for (pg, state) in disk.states() {
+                let me = Member { disk: *id, boot: disk.boot() };
+                replicas.insert((*id, pg), Replica::new(pg, me, state));
+            }
+        }
+        Engine {
+            parts,
+            map: Arc::default(),
+            replicas,
+            ticking: BTreeSet::new(),
+            requests: HashMap::new(),
+            next_request: 1,
+            clients: HashMap::new(),
+            client_sessions: HashMap::new(),
+            outbound: HashMap::new(),
+            inbound: HashMap::new(),
+            processes: HashMap::new(),
+            keepers: HashMap::new(),
+            sessions: HashMap::new(),
+            unreachable: BTreeSet::new(),
+            dropped: HashSet::new(),
+            failed: BTreeSet::new(),
+            wanted_stale: false,
+        }
+    }
+
+    /// Runs until `Stop`.
+    pub fn run(mut self, events: &Receiver<Event>) {
+        let mut next_tick = std::time::Instant::now();
+        let mut next_housekeeping = next_tick;
+        let mut next_stats = next_tick;
+        loop {
+            let wait = if self.ticking.is_empty() { HOUSEKEEPING } else { TICK };
+            let mut next = match events.recv_timeout(wait) {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let mut taken = 0;
+            while let Some(event) = next {
+                if let Event::Stop(done) = event {
+                    self.stop();
+                    let _ = done.send(());
+                    return;
+                }
+                self.handle(event);
+                taken += 1;
+                next = if taken < TURN_EVENTS { events.try_recv().ok() } else { None };
+            }
+            let t = std::time::Instant::now();
+            if t >= next_tick {
+                next_tick = t + TICK;
+                for key in self.ticking.clone() {
+                    self.feed(key, Input::Tick);
+                }
+            }
+            if t >= next_housekeeping {
+                next_housekeeping = t + HOUSEKEEPING;
+                self.housekeeping();
+            }
+            if t >= next_stats {
+                next_stats = t + Duration::from_secs(1);
+                self.publish_stats();
+            }
+            if std::mem::take(&mut self.wanted_stale) {
+                self.renew_wanted();
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Peer { address, message } => {
+                let key = (address.to, address.pg);
+                self.ensure(key);
+                self.feed(key, Input::Peer { from: address.from, message });
+            }
+            Event::PeerUp { node, id, outbox, lease_addr, process } => {
+                self.outbound.insert(node, (id, outbox));
+                self.processes.insert(node, process);
+                self.parts.leases.set_peer(node, lease_addr);
+                for key in self.keys() {
+                    for disk in self.replicas.get(&key).map(Replica::others).unwrap_or_default() {
+                        if self.node_of(disk) == Some(node) {
+                            self.feed(key, Input::LinkReset { disk });
+                        }
+                    }
+                }
+            }
+            Event::PeerDown { node, id } => {
+                if self.outbound.get(&node).is_some_and(|(i, _)| *i == id) {
+                    self.outbound.remove(&node);
+                }
+            }
+            Event::InboundUp { node, id, outbox, process } => {
+                self.inbound.insert(node, (id, outbox));
+                if self.processes.get(&node).is_some_and(|known| *known != process) {
+                    // It was restarted: the link to what it was before is dead, though nothing has said so yet.
+                    self.processes.remove(&node);
+                    self.outbound.remove(&node);
+                    if let Some((addr, _)) = self.keepers.get(&node) {
+                        self.keep(node, *addr);
+                    }
+                }
+            }
+            Event::InboundDown { node, id } => {
+                if self.inbound.get(&node).is_some_and(|(i, _)| *i == id) {
+                    self.inbound.remove(&node);
+                }
+            }
+            Event::ClientUp { id, outbox } => {
+                self.clients.insert(id, outbox);
+            }
+            Event::Client { conn, pg, disk, request } => self.client(conn, (disk, pg), request),
+            Event::ClientDown { id } => {
+                self.clients.remove(&id);
+                for (volume, connection, key) in self.client_sessions.remove(&id).unwrap_or_default() {
+                    self.feed(key, Input::ClientGone { volume, connection });
+                }
+            }
+            Event::SessionOpened { pg, me, learner, id, outbox } => {
+                if let Some(session) = self.sessions.get_mut(&((me, pg), learner)) {
+                    session.id = id;
+                    session.outbox = Some(outbox);
+                    self.feed((me, pg), Input::SessionUp { learner });
+                } else {
+                    outbox.finish();
+                }
+            }
+            Event::SessionAccepted { pg, learner, primary, class, id, outbox } => {
+                let key = (learner, pg);
+                if !self.ensure(key) {
+                    return outbox.finish();
+                }
+                let class = ResyncClass::ALL.get(class as usize).copied().unwrap_or_default();
+                let session = Session { id, outbox: Some(outbox), task: None, class };
+                if self.sessions.insert((key, primary), session).is_some() {
+                    self.feed(key, Input::SessionDown { peer: primary });
+                }
+            }
+            Event::SessionEnded { pg, me, peer, id } => {
+                let key = ((me, pg), peer);
+                if self.sessions.get(&key).is_some_and(|s| s.id == id) {
+                    self.sessions.remove(&key);
+                    self.feed((me, pg), Input::SessionDown { peer });
+                }
+            }
+            Event::Disk(batch) => {
+                for done in batch {
+                    if let crate::core::replica::DiskResult::Failed(_) = done.result {
+                        self.failed.insert(done.disk);
+                    }
+                    self.feed((done.disk, done.pg), Input::Disk { token: done.token, result: done.result });
+                }
+            }
+            Event::Map { map, changed } => self.map_changed(map, changed),
+            Event::Outcome { pg, proposal, accepted, config } => {
+                for key in self.keys().into_iter().filter(|k| k.1 == pg) {
+                    self.feed(key, Input::Outcome { proposal, accepted, config: config.clone() });
+                }
+            }
+            Event::Purge { pg, disk, up_to } => self.purge(pg, disk, up_to),
+            Event::Mismatch => {
+                self.parts.counters.wire_mismatches.fetch_add(1, Ordering::Relaxed);
+            }
+            Event::Stop(_) => {}
+        }
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        self.replicas.keys().copied().collect()
+    }
+
+    fn node_of(&self, disk: DiskId) -> Option<NodeId> {
+        self.map.disks.get(&disk).map(|d| d.node)
+    }
+
+    /// Makes a replica for a PG that the disk knows nothing of; false: the disk isn't here.
+    fn ensure(&mut self, key: Key) -> bool {
+        let Some(disk) = self.parts.disks.get(&key.0) else { return false };
+        let me = Member { disk: key.0, boot: disk.boot() };
+        self.replicas.entry(key).or_insert_with(|| Replica::new(key.1, me, None));
+        true
+    }
+
+    fn feed(&mut self, key: Key, input: Input) {
+        let Some(replica) = self.replicas.get_mut(&key) else { return };
+        let mut env = EngineEnv { leases: &self.parts.leases, throttle: &self.parts.throttle, disk: key.0 };
+        let actions = replica.handle(input, now(), &mut env);
+        if replica.needs_ticks() {
+            self.ticking.insert(key);
+        } else {
+            self.ticking.remove(&key);
+        }
+        for action in actions {
+            self.act(key, action);
+        }
+    }
+
+    fn act(&mut self, key: Key, action: Action) {
+        match action {
+            Action::Reply { request, reply } => self.reply(key, request, reply),
+            Action::Send { to, message } => self.send(key, to, message),
+            Action::Disk { token, op } => {
+                if let Some(disk) = self.parts.disks.get(&key.0) {
+                    disk.submit(Job { pg: key.1, token, op });
+                }
+            }
+            Action::Propose { proposal, base, change } => {
+                let (kind, replicas, reason) = match change {
+                    Change::Remove(members) => (msg::ProposeKind::RemoveMembers, members, "they don't answer"),
+                    Change::Promote(learner) => (msg::ProposeKind::PromoteLearner, vec![learner], "it is complete"),
+                };
+                let propose = msg::Propose {
+                    proposal,
+                    pg: key.1.to_u64(),
+                    base_epoch: base.epoch,
+                    base_n: base.n,
+                    kind: kind.into(),
+                    replicas: replicas.into_iter().map(Into::into).collect(),
+                    reason: reason.into(),
+                };
+                drop(self.parts.control.send(ToCoordinator::Propose(propose)));
+            }
+            Action::AcceptGeneration { config } => {
+                let at = self.parts.leases.accept(&config, key.0);
+                self.wanted_stale = true;
+                self.feed(key, Input::GrantsEnd { generation: config.generation, at });
+            }
+            Action::OpenSession { learner } => self.open_session(key, learner.disk),
+            Action::CloseSession { learner } => self.close_session(key, learner),
+            Action::VolumeDropped(volume) => {
+                self.dropped.insert((volume, key.1));
+                let dropped = msg::VolumeDropped { id: volume.0, pg: key.1.to_u64() };
+                drop(self.parts.control.send(ToCoordinator::VolumeDropped(dropped)));
+            }
+        }
+    }
+
+    // ---- clients ----
+
+    fn client(&mut self, conn: u64, key: Key, mut request: ClientRequest) {
+        let id = self.next_request;
+        self.next_request += 1;
+        let (bytes, write, measured) = match &request.op {
+            ClientOp::Read { len, .. } => (u64::from(*len), false, true),
+            ClientOp::Write { data, .. } => (data.len() as u64, true, true),
+            _ => (0, false, false),
+        };
+        self.requests.insert(id, Pending { conn, id: request.id, started: now(), bytes, write, measured, disk: key.0 });
+        if let ClientOp::Open = request.op {
+            let entry = (request.volume, request.connection, key);
+            self.client_sessions.entry(conn).or_default().insert(entry);
+        }
+        request.id = id;
+        if self.replicas.contains_key(&key) {
+            self.feed(key, Input::Client(request));
+        } else {
+            self.reply(key, id, ClientReply::NotPrimary);
+        }
+    }
+
+    fn reply(&mut self, key: Key, request: u64, reply: ClientReply) {
+        let Some(pending) = self.requests.remove(&request) else { return };
+        if pending.measured && matches!(reply, ClientReply::Data(_) | ClientReply::Done { .. }) {
+            let latency = now().since(pending.started);
+            self.parts.throttle.observe_foreground(key.0, latency, pending.bytes, pending.write);
+            let c = &self.parts.counters;
+            let (ops, bytes, kind) = if pending.write {
+                (&c.writes, &c.write_bytes, Operation::Write)
+            } else {
+                (&c.reads, &c.read_bytes, Operation::Read)
+            };
+            ops.fetch_add(1, Ordering::Relaxed);
+            bytes.fetch_add(pending.bytes, Ordering::Relaxed);
+            self.parts.metrics.done(kind, pending.bytes, latency);
+        }
+        if let Some(outbox) = self.clients.get(&pending.conn) {
+            outbox.send(encode_reply(pending.id, reply));
+        }
+    }
+
+    // ---- peers ----
+
+    fn send(&mut self, key: Key, to: DiskId, message: PeerMessage) {
+        let address = Address { pg: key.1, to, from: key.0 };
+        if let PeerMessage::Session(session) = &message {
+            let Some(open) = self.sessions.get(&(key, to)) else { return };
+            let Some(outbox) = open.outbox.clone() else { return };
+            if let SessionMessage::Copied { bytes, .. } = session {
+                // The target pays for what it wrote before it asks for more.
+                let (bytes, class, disk) = (u64::from(*bytes), open.class, key.0);
+                let index = ResyncClass::ALL.iter().position(|c| *c == class).unwrap_or(0);
+                self.parts.counters.resync_written[index].fetch_add(bytes, Ordering::Relaxed);
+                let throttle = self.parts.throttle.clone();
+                self.parts.runtime.spawn(async move {
+                    throttle.take_target(disk, class, bytes).await;
+                    outbox.send(encode(address, &message));
+                });
+                return;
+            }
+            return outbox.send(encode(address, &message));
+        }
+        let Some(node) = self.node_of(to) else { return };
+        if Some(node) == self.node_of(key.0) {
+            // Two disks of one node: no network between them.
+            let event = Event::Peer { address, message };
+            return drop(self.parts.links.events.send(event));
+        }
+        let answer = matches!(
+            message,
+            PeerMessage::ConfigAccepted { .. }
+                | PeerMessage::ConfigRefused { .. }
+                | PeerMessage::Prepared { .. }
+                | PeerMessage::Applied { .. }
+                | PeerMessage::Rejected { .. }
+                | PeerMessage::Flushed { .. }
+                | PeerMessage::Fetched { .. }
+        );
+        let link = if answer { self.inbound.get(&node) } else { self.outbound.get(&node) };
+        if let Some((_, outbox)) = link {
+            outbox.send(encode(address, &message));
+        }
+    }
+
+    fn open_session(&mut self, key: Key, learner: DiskId) {
+        let class = self
+            .map
+            .pgs
+            .get(&key.1)
+            .and_then(|c| c.learners.iter().find(|l| l.replica.disk == learner))
+            .map_or(ResyncClass::Repair, |l| l.class);
+        let index = ResyncClass::ALL.iter().position(|c| *c == class).unwrap_or(1) as u32;
+        self.close_session(key, learner);
+        let node = self.node_of(learner).and_then(|n| self.map.nodes.get(&n));
+        let Some((node, addr)) = node.map(|n| (n.id, n.addr)) else { return };
+        let links = self.parts.links.clone();
+        let task = links.run_session(key.1, key.0, learner, index, node, addr);
+        let task = Some(self.parts.runtime.spawn(task));
+        self.sessions.insert((key, learner), Session { id: 0, outbox: None, task, class });
+    }
+
+    fn close_session(&mut self, key: Key, peer: DiskId) {
+        if let Some(session) = self.sessions.remove(&(key, peer)) {
+            if let Some(outbox) = session.outbox {
+                outbox.finish();
+            }
+            if let Some(task) = session.task {
+                task.abort();
+            }
+        }
+    }
+
+    // ---- the map ----
+
+    fn map_changed(&mut self, map: Arc<ClusterMap>, changed: Vec<PgConfig>) {
+        self.map = map;
+        self.parts.throttle.apply(&self.map.settings.resync);
+        let me = self.parts.links.hello.node;
+        let others: Vec<(NodeId, SocketAddr)> =
+            self.map.nodes.values().filter(|n| n.id.0 != me).map(|n| (n.id, n.addr)).collect();
+        for (node, addr) in others {
+            let kept = self.keepers.get(&node).is_some_and(|(a, _)| *a == addr);
+            if !kept {
+                self.keep(node, addr);
+            }
+        }
+        for config in changed {
+            let mine: Vec<Key> = self.parts.disks.keys().map(|d| (*d, config.pg)).collect();
+            for key in mine {
+                let listed = config.members.iter().any(|m| m.disk == key.0);
+                if listed {
+                    self.ensure(key);
+                }
+                // A known replica also hears of configurations without it.
+                self.feed(key, Input::Config(config.clone()));
+            }
+        }
+        self.wanted_stale = true;
+        self.delete_volumes();
+    }
+
+    /// Keeps a link to a peer up from now on; one that was kept is made anew.
+    fn keep(&mut self, node: NodeId, addr: SocketAddr) {
+        let task = self.parts.runtime.spawn(self.parts.links.clone().keep_peer(node, addr));
+        if let Some((_, old)) = self.keepers.insert(node, (addr, task)) {
+            old.abort();
+        }
+    }
+
+    fn delete_volumes(&mut self) {
+        let volumes: Vec<(VolumeId, Vec<PgId>)> =
+            self.map.volumes.values().filter(|v| v.deleting).map(|v| (v.id, v.pgs().collect())).collect();
+        self.dropped.retain(|(v, _)| self.map.volumes.contains_key(v));
+        for (volume, pgs) in volumes {
+            for pg in pgs {
+                for key in self.keys().into_iter().filter(|k| k.1 == pg) {
+                    if self.replicas.get(&key).is_some_and(Replica::is_serving) {
+                        if self.dropped.contains(&(volume, pg)) {
+                            let dropped = msg::VolumeDropped { id: volume.0, pg: pg.to_u64() };
+                            drop(self.parts.control.send(ToCoordinator::VolumeDropped(dropped)));
+                        } else {
+                            self.feed(key, Input::DeleteVolume(volume));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn purge(&mut self, pg: PgId, disk: DiskId, up_to: Generation) {
+        let key = (disk, pg);
+        let listed = self.map.pgs.get(&pg).is_some_and(|c| {
+            c.members.iter().any(|m| m.disk == disk) || c.learners.iter().any(|l| l.replica.disk == disk)
+        });
+        let newer = self.replicas.get(&key).is_some_and(|r| r.config().generation > up_to);
+        let Some(handle) = self.parts.disks.get(&disk) else { return };
+        if listed || newer {
+            return tracing::warn!(%pg, %disk, "kept a copy that the coordinator wanted purged: it is in use or newer");
+        }
+        self.replicas.remove(&key);
+        self.ticking.remove(&key);
+        match handle.purge(pg) {
+            Ok(()) => {
+                let purged = msg::Purge { pg: pg.to_u64(), disk: disk.0, up_to_epoch: up_to.epoch, up_to_n: up_to.n };
+                drop(self.parts.control.send(ToCoordinator::Purged(purged)));
+            }
+            Err(error) => tracing::error!(%pg, %disk, error, "can't purge a copy"),
+        }
+    }
+
+    // ---- time ----
+
+    fn housekeeping(&mut self) {
+        let gone: BTreeSet<NodeId> = self.parts.leases.unreachable().into_iter().collect();
+        let changes: Vec<(NodeId, bool)> = gone
+            .difference(&self.unreachable)
+            .map(|n| (*n, false))
+            .chain(self.unreachable.difference(&gone).map(|n| (*n, true)))
+            .collect();
+        self.unreachable = gone;
+        for (node, yes) in changes {
+            if yes {
+                tracing::info!(%node, "a peer answers again");
+            } else {
+                tracing::warn!(%node, "a peer doesn't answer");
+            }
+            // Every replica hears of it, also one whose configuration the disk has left: it may come back to it.
+            let disks: Vec<DiskId> = self.map.disks.values().filter(|d| d.node == node).map(|d| d.id).collect();
+            for key in self.keys() {
+                for disk in &disks {
+                    self.feed(key, Input::Reachable { disk: *disk, yes });
+                }
+            }
+        }
+        // Configurations that are newer than what was fed when the node was already unreachable.
+        for node in self.unreachable.clone() {
+            for key in self.keys() {
+                let Some(replica) = self.replicas.get(&key).filter(|r| r.is_primary()) else { continue };
+                for disk in replica.others() {
+                    if self.node_of(disk) == Some(node) {
+                        self.feed(key, Input::Reachable { disk, yes: false });
+                    }
+                }
+            }
+        }
+        drop(self.parts.control.send(ToCoordinator::Unreachable(self.unreachable.iter().copied().collect())));
+        for id in self.parts.disks.keys() {
+            let depth = self.requests.values().filter(|r| r.measured && r.disk == *id).count();
+            self.parts.throttle.set_queue_depth(*id, depth as u32);
+        }
+        self.parts.throttle.tick();
+    }
+
+    /// What leases this node asks for, by node.
+    fn renew_wanted(&mut self) {
+        let mut wanted: BTreeMap<NodeId, Vec<LeaseEntry>> = BTreeMap::new();
+        for (key, replica) in &self.replicas {
+            if !replica.is_primary() || self.failed.contains(&key.0) {
+                continue;
+            }
+            let generation = replica.config().generation;
+            for member in replica.others() {
+                let Some(node) = self.node_of(member) else { continue };
+                wanted.entry(node).or_default().push(LeaseEntry {
+                    pg: key.1.to_u64(),
+                    epoch: generation.epoch,
+                    n: generation.n,
+                    member: member.0,
+                    primary: key.0.0,
+                });
+            }
+        }
+        self.parts.leases.set_wanted(wanted);
+    }
+
+    fn publish_stats(&mut self) {
+        self.delete_volumes();
+        let c = &self.parts.counters;
+        let mut stats = msg::Stats {
+            resync_written_bytes: c.resync_written.iter().map(|v| v.load(Ordering::Relaxed)).collect(),
+            foreground_reads: c.reads.load(Ordering::Relaxed),
+            foreground_writes: c.writes.load(Ordering::Relaxed),
+            foreground_read_bytes: c.read_bytes.load(Ordering::Relaxed),
+            foreground_write_bytes: c.write_bytes.load(Ordering::Relaxed),
+            process: self.parts.links.hello.process,
+            ..msg::Stats::default()
+        };
+        let (p50, p99, _) = self.parts.throttle.foreground_percentiles();
+        (stats.foreground_p50_us, stats.foreground_p99_us) = (p50, p99);
+        for (id, handle) in &self.parts.disks {
+            let space = handle.disk().space();
+            stats.hash_mismatches += handle.disk().counters().hash_mismatches;
+            stats.disks.push(msg::DiskStats {
+                disk: id.0,
+                used_bytes: space.slots_used * CHUNK_BYTES,
+                capacity_bytes: space.capacity_bytes,
+                failed: handle.disk().is_failed(),
+                resync_rate_bytes_per_sec: self.parts.throttle.rate(*id).unwrap_or(0),
+            });
+        }
+        stats.hash_mismatches += c.wire_mismatches.load(Ordering::Relaxed);
+        let (mut repaired, mut lost) = (0, 0);
+        for (key, replica) in &self.replicas {
+            let (r, l) = replica.block_repairs();
+            repaired += r;
+            lost += l;
+            if !replica.is_primary() {
+                if replica.target_is_full() {
+                    stats.full_pgs.push(key.1.to_u64());
+                    stats.full_disks.push(key.0.0);
+                }
+                continue;
+            }
+            if replica.is_serving() {
+                stats.serving_pgs.push(key.1.to_u64());
+            }
+            for disk in replica.full_disks() {
+                stats.full_pgs.push(key.1.to_u64());
+                stats.full_disks.push(disk.0);
+            }
+            for s in replica.sessions() {
+                let limited_by = if s.copied {
+                    "slots"
+                } else if s.throttled {
+                    self.parts.throttle.limited_by(key.0)
+                } else {
+                    "nothing"
+                };
+                stats.sessions.push(msg::SessionStats {
+                    pg: key.1.to_u64(),
+                    learner: s.learner.0,
+                    class: ResyncClass::ALL.iter().position(|c| *c == s.class).unwrap_or(0) as u32,
+                    chunks_total: s.chunks_total,
+                    chunks_done: s.chunks_done,
+                    bytes_total: s.chunks_total * CHUNK_BYTES,
+                    bytes_done: s.chunks_done * CHUNK_BYTES,
+                    bytes_sent: s.bytes_sent,
+                    limited_by: limited_by.into(),
+                });
+            }
+            if let Some(handle) = self.parts.disks.get(&key.0) {
+                let bytes = handle.disk().chunk_table(key.1).len() as u64 * CHUNK_BYTES;
+                stats.pg_bytes.push(msg::PgBytes { pg: key.1.to_u64(), bytes });
+            }
+        }
+        self.parts.counters.repaired_blocks.store(repaired, Ordering::Relaxed);
+        self.parts.counters.lost_blocks.store(lost, Ordering::Relaxed);
+        *self.parts.stats.lock() = stats.clone();
+        drop(self.parts.control.send(ToCoordinator::Stats(Box::new(stats))));
+    }
+
+    /// Lets disks finish what they have, stores each replica's last state, and closes the disks cleanly.
+    fn stop(&mut self) {
+        for (_, task) in self.keepers.drain().map(|(_, k)| k) {
+            task.abort();
+        }
+        let mut states: HashMap<DiskId, Vec<(PgId, PgState)>> = HashMap::new();
+        for ((disk, pg), replica) in &self.replicas {
+            states.entry(*disk).or_default().push((*pg, replica.state()));
+        }
+        for (id, handle) in std::mem::take(&mut self.parts.disks) {
+            handle.stop(states.remove(&id).unwrap_or_default());
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Links between nodes: dialing, accepting, and handing frames to the engine.
+//!
+//! A node dials every node that holds members of PGs which it leads, and sends requests on that link; answers come
+//! back on it. A resync session has a stream of its own on a Resync link. Messages are decoded, and their blocks
+//! verified, here, off the engine's thread.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::Sender as EventSender;
+use parking_lot::Mutex;
+use prost::Message;
+
+use super::engine::Event;
+use crate::core::ids::{DiskId, NodeId, PgId};
+use crate::net::channel::{Channel, Receiver, SendFrameError, Sender};
+use crate::net::identity::Role;
+use crate::net::quic::{Endpoint, Link};
+use crate::net::tls::Expect;
+use crate::net::tuning::LinkClass;
+use crate::wire::client::{self, kind as client_kind};
+use crate::wire::frame::Frame;
+use crate::wire::replica::{self, PeerHello, kind};
+
+/// A try to reach a peer takes no longer, so that one that comes back is found soon.
+const CONNECT: Duration = Duration::from_millis(700);
+/// Between tries to reach a peer.
+const RETRY: Duration = Duration::from_millis(100);
+/// Between a session's end and its next beginning: a session that ends at once must not spin.
+const SESSION_RETRY: Duration = Duration::from_millis(300);
+
+/// A channel's sending half that never blocks and never drops: what its queue can't take waits here. Bounded by what
+/// the protocol has under way: requests in flight, windows, table parts.
+#[derive(Clone)]
+pub struct Outbox {
+    sender: Sender,
+    overflow: Arc<Mutex<VecDeque<Frame>>>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Outbox {
+    /// Wraps a sender.
+    pub fn new(sender: Sender, runtime: tokio::runtime::Handle) -> Self {
+        Outbox { sender, overflow: Arc::default(), runtime }
+    }
+
+    /// Queues a frame; a channel that has ended swallows it (its reader reports the end).
+    pub fn send(&self, frame: Frame) {
+        let mut overflow = self.overflow.lock();
+        if !overflow.is_empty() {
+            return overflow.push_back(frame);
+        }
+        if let Err(SendFrameError::Full(frame)) = self.sender.send(frame) {
+            overflow.push_back(*frame);
+            let (sender, overflow) = (self.sender.clone(), self.overflow.clone());
+            self.runtime.spawn(async move {
+                loop {
+                    let Some(frame) = overflow.lock().front().cloned() else { return };
+                    if sender.send_async(frame).await.is_err() {
+                        return overflow.lock().clear();
+                    }
+                    overflow.lock().pop_front();
+                }
+            });
+        }
+    }
+
+    /// Ends the channel after what is queued.
+    pub fn finish(&self) {
+        self.sender.finish();
+    }
+}
+
+/// What all link tasks share.
+pub struct Links {
+    /// The node's endpoint.
+    pub endpoint: Endpoint,
+    /// To the engine.
+    pub events: EventSender<Event>,
+    /// First frame of every channel.
+    pub hello: PeerHello,
+    /// Numbers channels.
+    pub next_channel: AtomicU64,
+}
+
+impl Links {
+    fn channel_id(&self) -> u64 {
+        self.next_channel.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Keeps a foreground link to a peer up for as long as the task runs.
+    pub async fn keep_peer(self: Arc<Self>, node: NodeId, addr: SocketAddr) {
+        loop {
+            let connecting = self.endpoint.connect(addr, Expect::Node(node), LinkClass::Foreground);
+            match tokio::time::timeout(CONNECT, connecting).await {
+                Err(_) => tracing::debug!(%node, %addr, "a peer doesn't answer; trying again"),
+                Ok(Ok(link)) => {
+                    let hello = Frame::new(kind::PEER_HELLO, self.hello.encode_to_vec());
+                    if let Ok(channel) = link.open_channel(hello).await {
+                        self.run_peer(node, addr, channel).await;
+                    }
+                }
+                Ok(Err(error)) => tracing::debug!(%node, %addr, %error, "can't reach a peer; trying again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn run_peer(&self, node: NodeId, addr: SocketAddr, channel: Channel) {
+        let (sender, mut receiver) = channel.split();
+        let Some(hello) = receiver.recv().await else { return };
+        let Ok(hello) = PeerHello::decode(hello.meta.as_ref()) else { return };
+        let lease_addr = SocketAddr::new(addr.ip(), hello.lease_port as u16);
+        let id = self.channel_id();
+        let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
+        drop(self.events.send(Event::PeerUp { node, id, outbox, lease_addr, process: hello.process }));
+        self.read_peer(&mut receiver).await;
+        drop(self.events.send(Event::PeerDown { node, id }));
+    }
+
+    async fn read_peer(&self, receiver: &mut Receiver) {
+        let mut frames = Vec::new();
+        while receiver.recv_batch(&mut frames).await.is_some() {
+            for frame in frames.drain(..) {
+                match replica::decode(&frame) {
+                    Ok((address, message)) => drop(self.events.send(Event::Peer { address, message })),
+                    Err(replica::DecodePeer::UnknownKind(unknown)) => {
+                        tracing::warn!(kind = unknown, "ignored a message that this release doesn't know");
+                    }
+                    Err(error) => {
+                        // The sender resends what isn't acked when the link is made anew.
+                        tracing::error!(%error, "dropped a peer's link");
+                        drop(self.events.send(Event::Mismatch));
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes links until the endpoint closes.
+    pub async fn accept(self: Arc<Self>) {
+        while let Some(link) = self.endpoint.accept().await {
+            tokio::spawn(self.clone().serve(link));
+        }
+    }
+
+    async fn serve(self: Arc<Self>, link: Link) {
+        while let Ok((hello, channel)) = link.accept_channel().await {
+            let links = self.clone();
+            let peer = link.peer().role.clone();
+            tokio::spawn(async move {
+                match (hello.kind, peer) {
+                    (kind::PEER_HELLO, Role::Node(node)) => links.serve_peer(node, &hello, channel).await,
+                    (kind::SESSION_HELLO, Role::Node(_)) => links.serve_session(&hello, channel).await,
+                    (client_kind::CLIENT_HELLO, _) => links.serve_client(channel).await,
+                    (other, role) => {
+                        tracing::warn!(kind = other, ?role, "refused a channel: unknown, or not for this role")
+                    }
+                }
+            });
+        }
+    }
+
+    async fn serve_peer(&self, node: NodeId, hello: &Frame, channel: Channel) {
+        let Ok(theirs) = PeerHello::decode(hello.meta.as_ref()) else { return };
+        let (sender, mut receiver) = channel.split();
+        if sender.send(Frame::new(kind::PEER_HELLO, self.hello.encode_to_vec())).is_err() {
+            return;
+        }
+        let id = self.channel_id();
+        let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
+        drop(self.events.send(Event::InboundUp { node, id, outbox, process: theirs.process }));
+        self.read_peer(&mut receiver).await;
+        drop(self.events.send(Event::InboundDown { node, id }));
+    }
+
+    async fn serve_client(&self, channel: Channel) {
+        let (sender, mut receiver) = channel.split();
+        let id = self.channel_id();
+        let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
+        drop(self.events.send(Event::ClientUp { id, outbox: outbox.clone() }));
+        let mut frames = Vec::new();
+        while receiver.recv_batch(&mut frames).await.is_some() {
+            for frame in frames.drain(..) {
+                match client::decode_request(&frame) {
+                    Ok((pg, disk, request)) => drop(self.events.send(Event::Client { conn: id, pg, disk, request })),
+                    Err(error) => {
+                        tracing::error!(%error, "refused a gateway's request");
+                        if let Some(request) = client::request_id(&frame) {
+                            outbox.send(client::encode_reply(request, crate::core::replica::ClientReply::IoError));
+                        }
+                    }
+                }
+            }
+        }
+        drop(self.events.send(Event::ClientDown { id }));
+    }
+
+    async fn serve_session(&self, hello: &Frame, channel: Channel) {
+        let Ok(hello) = PeerHello::decode(hello.meta.as_ref()) else { return };
+        let (pg, learner, primary) = (PgId::from_u64(hello.pg), DiskId(hello.learner), DiskId(hello.primary));
+        let (sender, mut receiver) = channel.split();
+        let id = self.channel_id();
+        let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
+        let class = hello.class;
+        drop(self.events.send(Event::SessionAccepted { pg, learner, primary, class, id, outbox }));
+        self.read_peer(&mut receiver).await;
+        drop(self.events.send(Event::SessionEnded { pg, me: learner, peer: primary, id }));
+    }
+
+    /// Opens a session's stream to a learner, trying until it is up; reads it until it ends.
+    pub async fn run_session(
+        self: Arc<Self>,
+        pg: PgId,
+        primary: DiskId,
+        learner: DiskId,
+        class: u32,
+        node: NodeId,
+        addr: SocketAddr,
+    ) {
+        let id = self.channel_id();
+        loop {
+            let hello = PeerHello { pg: pg.to_u64(), learner: learner.0, primary: primary.0, class, ..self.hello };
+            let link = self.endpoint.connect(addr, Expect::Node(node), LinkClass::Resync).await;
+            if let Ok(link) = link
+                && let Ok(channel) = link.open_channel(Frame::new(kind::SESSION_HELLO, hello.encode_to_vec())).await
+            {
+                let (sender, mut receiver) = channel.split();
+                let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
+                drop(self.events.send(Event::SessionOpened { pg, me: primary, learner, id, outbox }));
+                self.read_peer(&mut receiver).await;
+                tokio::time::sleep(SESSION_RETRY).await;
+                return drop(self.events.send(Event::SessionEnded { pg, me: primary, peer: learner, id }));
+            }
+            tokio::time::sleep(SESSION_RETRY).await;
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! A queue between threads whose consumers sleep without spinning first and take all that waits at once.
+//!
+//! On a host with few cores a spinning consumer takes time from the threads that would feed it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+struct Inner<T> {
+    items: VecDeque<T>,
+    closed: bool,
+}
+
+/// The queue. Bounded by what its producers have under way.
+pub struct Queue<T> {
+    inner: Mutex<Inner<T>>,
+    filled: Condvar,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Queue { inner: Mutex::new(Inner { items: VecDeque::new(), closed: false }), filled: Condvar::new() }
+    }
+}
+
+impl<T> Queue<T> {
+    /// Adds an item; one that comes after the close is dropped.
+    pub fn push(&self, item: T) {
+        let mut inner = self.inner.lock();
+        if !inner.closed {
+            inner.items.push_back(item);
+            self.filled.notify_one();
+        }
+    }
+
+    /// Consumers get what is left, then `None`.
+    pub fn close(&self) {
+        self.inner.lock().closed = true;
+        self.filled.notify_all();
+    }
+
+    /// Waits for items and takes up to `max` of them, in order; empty after `timeout`. `None`: closed and drained.
+    pub fn take(&self, max: usize, timeout: Duration) -> Option<Vec<T>> {
+        let mut inner = self.inner.lock();
+        if inner.items.is_empty() && !inner.closed {
+            self.filled.wait_for(&mut inner, timeout);
+        }
+        if inner.items.is_empty() && inner.closed {
+            return None;
+        }
+        let n = inner.items.len().min(max);
+        Some(inner.items.drain(..n).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn items_come_in_order_and_the_end_is_seen() {
+        let queue = Arc::new(Queue::default());
+        let consumer = {
+            let queue = queue.clone();
+            std::thread::spawn(move || {
+                let mut seen = Vec::new();
+                while let Some(batch) = queue.take(3, Duration::from_secs(10)) {
+                    assert!(batch.len() <= 3);
+                    seen.extend(batch);
+                }
+                seen
+            })
+        };
+        for i in 0..100 {
+            queue.push(i);
+        }
+        queue.close();
+        queue.push(100);
+        assert_eq!(consumer.join().unwrap(), (0..100).collect::<Vec<i32>>());
+    }
+}

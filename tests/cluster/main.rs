@@ -1,0 +1,97 @@
+//! The real binary, real processes, real clients: clusters of `evenkeel dev`, each in a directory of its own.
+//!
+//! Without `EVENKEEL_LONG=1` a representative set runs; with it all do. A test that isn't run isn't in the list, so that
+//! none looks green that did not run. Arguments are parts of names; `--list` prints the list. `EVENKEEL_BIN` names another
+//! binary than the one just built, `EVENKEEL_KEEP` keeps a failed test's directory.
+
+mod dev;
+mod nbd;
+mod tools;
+
+mod bit_flip;
+mod faults;
+mod gateways;
+mod guest;
+mod real_input;
+mod refusals;
+mod restart;
+mod resync;
+mod space;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+struct Test {
+    name: &'static str,
+    /// Runs only with `EVENKEEL_LONG=1`.
+    long: bool,
+    run: fn(),
+}
+
+macro_rules! tests {
+    ($($when:ident $module:ident::$name:ident;)*) => {
+        &[$(Test { name: concat!(stringify!($module), "::", stringify!($name)), long: $when, run: $module::$name }),*]
+    };
+}
+
+const ALWAYS: bool = false;
+const LONG: bool = true;
+
+const TESTS: &[Test] = tests! {
+    ALWAYS refusals::commands_name_what_is_wrong;
+    ALWAYS refusals::tokens_and_certificates_of_others_are_refused;
+    ALWAYS refusals::disks_that_are_not_right_are_refused;
+    ALWAYS refusals::a_damaged_map_is_never_taken_for_a_new_one;
+    ALWAYS refusals::an_unreachable_coordinator_is_named;
+    ALWAYS refusals::garbage_on_the_ports_harms_nothing;
+    ALWAYS bit_flip::a_flipped_byte_is_repaired_and_counted;
+    ALWAYS space::deleting_a_volume_lets_stalled_writes_go_on;
+    LONG space::a_new_node_lets_stalled_writes_go_on;
+    ALWAYS resync::a_killed_target_resumes;
+    LONG resync::a_killed_source_resumes;
+    LONG resync::a_killed_coordinator_resumes;
+    ALWAYS resync::the_cap_holds_and_none_removes_it;
+    ALWAYS restart::a_clean_stop_costs_nothing;
+    ALWAYS restart::all_members_killed_at_once_come_back;
+    ALWAYS faults::a_killed_primary_returns_by_difference;
+    ALWAYS faults::a_killed_gateway_returns_under_its_name;
+    ALWAYS faults::io_goes_on_without_the_coordinator;
+    ALWAYS gateways::the_second_stands_by_until_the_first_stops;
+    ALWAYS gateways::take_over_fences_the_first;
+    ALWAYS guest::a_guest_writes_while_nodes_come_and_go;
+    ALWAYS real_input::a_file_system_survives_a_join_and_a_kill;
+};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let long = std::env::var_os("EVENKEEL_LONG").is_some_and(|value| value == "1");
+    let chosen = TESTS.iter().filter(|test| long || !test.long);
+    let chosen: Vec<&Test> = chosen
+        .filter(|test| wanted.is_empty() || wanted.iter().any(|part| test.name.contains(part.as_str())))
+        .collect();
+    if arguments.iter().any(|argument| argument == "--list") {
+        chosen.iter().for_each(|test| println!("{}: test", test.name));
+        return ExitCode::SUCCESS;
+    }
+    let mut failed = Vec::new();
+    for test in &chosen {
+        println!("test {} ...", test.name);
+        let begin = Instant::now();
+        // A thread of its own, named, so that a panic says which test it was.
+        let thread = std::thread::Builder::new().name(test.name.to_owned()).spawn(test.run).expect("starts a thread");
+        let passed = thread.join().is_ok();
+        println!(
+            "test {} ... {} ({:.1} s)",
+            test.name,
+            if passed { "ok" } else { "FAILED" },
+            begin.elapsed().as_secs_f64()
+        );
+        if !passed {
+            failed.push(test.name);
+        }
+    }
+    failed.iter().for_each(|name| println!("failed: {name}"));
+    println!("{} passed, {} failed", chosen.len() - failed.len(), failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
