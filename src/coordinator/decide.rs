@@ -235,6 +235,9 @@ pub fn state_of(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> PgSta
     if !primary {
         return PgState::Unavailable("its primary does not answer; another member is about to take over".to_owned());
     }
+    if let Some(primary) = config.primary().filter(|p| !runtime.serves(config.pg, p.disk)) {
+        return PgState::Unavailable(format!("its primary {} gets ready to serve", primary.disk));
+    }
     if live >= pool.replicas as usize && live == config.members.len() { PgState::Clean } else { PgState::Degraded }
 }
 

@@ -99,6 +99,13 @@ fn nothing_to_do_for_a_healthy_pg_and_nothing_before_all_had_time() {
     let map = map();
     let runtime = settled(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)]);
     assert_eq!(decided(&map, &runtime), []);
+    let mut runtime = runtime;
+    let waits = state_of(&map, &runtime, &map.pgs[&PG]);
+    assert!(
+        matches!(&waits, PgState::Unavailable(why) if why.contains("gets ready")),
+        "nobody serves it yet: {waits:?}"
+    );
+    runtime.nodes.get_mut(&NodeId(1)).unwrap().serving.insert(PG);
     assert_eq!(state_of(&map, &runtime, &map.pgs[&PG]), PgState::Clean);
     let mut runtime = Runtime::new(START);
     register(&mut runtime, 2, 1, FULL, false);

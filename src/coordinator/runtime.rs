@@ -413,6 +413,12 @@ impl Runtime {
         }
     }
 
+    /// True if the disk's node says that it serves the PG as primary.
+    pub fn serves(&self, pg: PgId, disk: DiskId) -> bool {
+        let node = self.disks.get(&disk).and_then(|d| self.nodes.get(&d.node));
+        node.is_some_and(|n| n.serving.contains(&pg))
+    }
+
     /// Since when the node is lost; `None` if it isn't.
     pub fn lost_since(&self, node: NodeId) -> Option<Instant> {
         match self.nodes.get(&node) {

@@ -32,13 +32,15 @@ use crate::wire::replica::{Address, LeaseEntry, encode};
 const TICK: Duration = Duration::from_millis(5);
 /// Events taken in one turn, before the lease table and statistics are looked at again.
 const TURN_EVENTS: usize = 512;
+/// Disks that may speak before the map names them: a cluster's worth, so that no peer makes the table grow for ever.
+const SPEAKERS_MAX: usize = 65_536;
 /// Housekeeping: reachability, deleted volumes.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 
 /// What happens to a node.
 pub enum Event {
-    /// A replica's message.
-    Peer { address: Address, message: PeerMessage },
+    /// A replica's message, on a link of this node.
+    Peer { node: NodeId, address: Address, message: PeerMessage },
     /// A dialed link is up.
     PeerUp { node: NodeId, id: u64, outbox: Outbox, lease_addr: SocketAddr, process: u64 },
     /// It is gone.
@@ -169,11 +171,15 @@ pub struct Engine {
     /// Which start of a peer's process the link goes to.
     processes: HashMap<NodeId, u64>,
     keepers: HashMap<NodeId, (SocketAddr, tokio::task::JoinHandle<()>)>,
+    /// Nodes of disks that the map doesn't hold yet: a peer that has it already may ask first, and waits for the answer.
+    speakers: HashMap<DiskId, NodeId>,
     sessions: HashMap<(Key, DiskId), Session>,
     unreachable: BTreeSet<NodeId>,
     dropped: HashSet<(VolumeId, PgId)>,
     failed: BTreeSet<DiskId>,
     wanted_stale: bool,
+    /// The coordinator doesn't know yet what is served here now.
+    serving_changed: bool,
 }
 
 impl Engine {
@@ -199,11 +205,13 @@ impl Engine {
             inbound: HashMap::new(),
             processes: HashMap::new(),
             keepers: HashMap::new(),
+            speakers: HashMap::new(),
             sessions: HashMap::new(),
             unreachable: BTreeSet::new(),
             dropped: HashSet::new(),
             failed: BTreeSet::new(),
             wanted_stale: false,
+            serving_changed: false,
         }
     }
 
@@ -240,6 +248,9 @@ impl Engine {
             if t >= next_housekeeping {
                 next_housekeeping = t + HOUSEKEEPING;
                 self.housekeeping();
+                if std::mem::take(&mut self.serving_changed) {
+                    next_stats = t;
+                }
             }
             if t >= next_stats {
                 next_stats = t + Duration::from_secs(1);
@@ -253,11 +264,7 @@ impl Engine {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Peer { address, message } => {
-                let key = (address.to, address.pg);
-                self.ensure(key);
-                self.feed(key, Input::Peer { from: address.from, message });
-            }
+            Event::Peer { node, address, message } => self.peer(node, address, message),
             Event::PeerUp { node, id, outbox, lease_addr, process } => {
                 self.outbound.insert(node, (id, outbox));
                 self.processes.insert(node, process);
@@ -355,7 +362,7 @@ impl Engine {
     }
 
     fn node_of(&self, disk: DiskId) -> Option<NodeId> {
-        self.map.disks.get(&disk).map(|d| d.node)
+        self.map.disks.get(&disk).map(|d| d.node).or_else(|| self.speakers.get(&disk).copied())
     }
 
     /// Makes a replica for a PG that the disk knows nothing of; false: the disk isn't here.
@@ -369,7 +376,9 @@ impl Engine {
     fn feed(&mut self, key: Key, input: Input) {
         let Some(replica) = self.replicas.get_mut(&key) else { return };
         let mut env = EngineEnv { leases: &self.parts.leases, throttle: &self.parts.throttle, disk: key.0 };
+        let served = replica.is_serving();
         let actions = replica.handle(input, now(), &mut env);
+        self.serving_changed |= replica.is_serving() != served;
         if replica.needs_ticks() {
             self.ticking.insert(key);
         } else {
@@ -465,6 +474,19 @@ impl Engine {
 
     // ---- peers ----
 
+    fn peer(&mut self, node: NodeId, address: Address, message: PeerMessage) {
+        match self.map.disks.get(&address.from) {
+            Some(disk) if disk.node != node => {
+                return tracing::warn!(%node, disk = %address.from, "ignored a message for another node's disk");
+            }
+            None if self.speakers.len() < SPEAKERS_MAX => drop(self.speakers.insert(address.from, node)),
+            _ => {}
+        }
+        let key = (address.to, address.pg);
+        self.ensure(key);
+        self.feed(key, Input::Peer { from: address.from, message });
+    }
+
     fn send(&mut self, key: Key, to: DiskId, message: PeerMessage) {
         let address = Address { pg: key.1, to, from: key.0 };
         if let PeerMessage::Session(session) = &message {
@@ -487,7 +509,7 @@ impl Engine {
         let Some(node) = self.node_of(to) else { return };
         if Some(node) == self.node_of(key.0) {
             // Two disks of one node: no network between them.
-            let event = Event::Peer { address, message };
+            let event = Event::Peer { node: NodeId(self.parts.links.hello.node), address, message };
             return drop(self.parts.links.events.send(event));
         }
         let answer = matches!(
@@ -538,6 +560,7 @@ impl Engine {
 
     fn map_changed(&mut self, map: Arc<ClusterMap>, changed: Vec<PgConfig>) {
         self.map = map;
+        self.speakers.retain(|disk, _| !self.map.disks.contains_key(disk));
         self.parts.throttle.apply(&self.map.settings.resync);
         let me = self.parts.links.hello.node;
         let others: Vec<(NodeId, SocketAddr)> =

@@ -117,16 +117,16 @@ impl Links {
         let id = self.channel_id();
         let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
         drop(self.events.send(Event::PeerUp { node, id, outbox, lease_addr, process: hello.process }));
-        self.read_peer(&mut receiver).await;
+        self.read_peer(node, &mut receiver).await;
         drop(self.events.send(Event::PeerDown { node, id }));
     }
 
-    async fn read_peer(&self, receiver: &mut Receiver) {
+    async fn read_peer(&self, node: NodeId, receiver: &mut Receiver) {
         let mut frames = Vec::new();
         while receiver.recv_batch(&mut frames).await.is_some() {
             for frame in frames.drain(..) {
                 match replica::decode(&frame) {
-                    Ok((address, message)) => drop(self.events.send(Event::Peer { address, message })),
+                    Ok((address, message)) => drop(self.events.send(Event::Peer { node, address, message })),
                     Err(replica::DecodePeer::UnknownKind(unknown)) => {
                         tracing::warn!(kind = unknown, "ignored a message that this release doesn't know");
                     }
@@ -155,7 +155,7 @@ impl Links {
             tokio::spawn(async move {
                 match (hello.kind, peer) {
                     (kind::PEER_HELLO, Role::Node(node)) => links.serve_peer(node, &hello, channel).await,
-                    (kind::SESSION_HELLO, Role::Node(_)) => links.serve_session(&hello, channel).await,
+                    (kind::SESSION_HELLO, Role::Node(node)) => links.serve_session(node, &hello, channel).await,
                     (client_kind::CLIENT_HELLO, _) => links.serve_client(channel).await,
                     (other, role) => {
                         tracing::warn!(kind = other, ?role, "refused a channel: unknown, or not for this role")
@@ -174,7 +174,7 @@ impl Links {
         let id = self.channel_id();
         let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
         drop(self.events.send(Event::InboundUp { node, id, outbox, process: theirs.process }));
-        self.read_peer(&mut receiver).await;
+        self.read_peer(node, &mut receiver).await;
         drop(self.events.send(Event::InboundDown { node, id }));
     }
 
@@ -200,7 +200,7 @@ impl Links {
         drop(self.events.send(Event::ClientDown { id }));
     }
 
-    async fn serve_session(&self, hello: &Frame, channel: Channel) {
+    async fn serve_session(&self, node: NodeId, hello: &Frame, channel: Channel) {
         let Ok(hello) = PeerHello::decode(hello.meta.as_ref()) else { return };
         let (pg, learner, primary) = (PgId::from_u64(hello.pg), DiskId(hello.learner), DiskId(hello.primary));
         let (sender, mut receiver) = channel.split();
@@ -208,7 +208,7 @@ impl Links {
         let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
         let class = hello.class;
         drop(self.events.send(Event::SessionAccepted { pg, learner, primary, class, id, outbox }));
-        self.read_peer(&mut receiver).await;
+        self.read_peer(node, &mut receiver).await;
         drop(self.events.send(Event::SessionEnded { pg, me: learner, peer: primary, id }));
     }
 
@@ -232,7 +232,7 @@ impl Links {
                 let (sender, mut receiver) = channel.split();
                 let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
                 drop(self.events.send(Event::SessionOpened { pg, me: primary, learner, id, outbox }));
-                self.read_peer(&mut receiver).await;
+                self.read_peer(node, &mut receiver).await;
                 tokio::time::sleep(SESSION_RETRY).await;
                 return drop(self.events.send(Event::SessionEnded { pg, me: primary, peer: learner, id }));
             }

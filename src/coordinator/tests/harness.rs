@@ -14,10 +14,10 @@ use tokio::sync::oneshot;
 
 use crate::api::types::*;
 use crate::coordinator::{CoordinatorConfig, InitConfig, RunCoordinator, RunFile, init, run, wiring};
-use crate::core::cluster::ClusterMap;
+use crate::core::cluster::{ClusterMap, PgConfig};
 use crate::core::ids::{BootId, DiskId, NodeId};
 use crate::net::channel::Sender;
-use crate::net::identity::{Identity, PendingIdentity};
+use crate::net::identity::{Identity, PendingIdentity, Role};
 use crate::net::quic::{Endpoint, Link};
 use crate::net::tls::Expect;
 use crate::net::tuning::{LinkClass, Tuning};
@@ -201,6 +201,11 @@ impl Drop for Cluster {
     }
 }
 
+fn led_by(node: NodeId, map: &ClusterMap) -> Vec<u64> {
+    let leads = |c: &&PgConfig| c.primary().and_then(|p| map.disks.get(&p.disk)).is_some_and(|d| d.node == node);
+    map.pgs.values().filter(leads).map(|c| c.pg.to_u64()).collect()
+}
+
 /// A control channel with heartbeats.
 pub struct Peer {
     pub link: Link,
@@ -216,6 +221,7 @@ pub struct Peer {
 
 impl Peer {
     pub async fn connect(cluster: &Cluster, identity: Arc<Identity>) -> Peer {
+        let role = identity.holder().role.clone();
         let endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap(), identity, Tuning::default()).unwrap();
         let addr = cluster.run.addr.parse().unwrap();
         let link = endpoint.connect(addr, Expect::Coordinator, LinkClass::Control).await.unwrap();
@@ -226,12 +232,19 @@ impl Peer {
         let (beats, unreachable, acks) =
             (Arc::new(AtomicBool::new(true)), Arc::<Mutex<Vec<u32>>>::default(), Arc::new(AtomicU64::new(0)));
         let (in_map, in_heard, in_acks) = (map.clone(), heard.clone(), acks.clone());
+        let answers = sender.clone();
         let reader = tokio::spawn(async move {
             while let Some(frame) = receiver.recv().await {
                 match frame.kind {
                     kind::MAP_DELTA => {
                         let delta = control::MapDelta::decode(frame.meta).unwrap();
                         crate::wire::map::apply_delta(&mut in_map.lock(), delta).unwrap();
+                        if let Role::Node(node) = role {
+                            // It serves at once what it is to lead.
+                            let stats =
+                                control::Stats { serving_pgs: led_by(node, &in_map.lock()), ..Default::default() };
+                            drop(answers.send(wiring::frame(kind::STATS, &stats)));
+                        }
                     }
                     kind::HEARTBEAT_ACK => drop(in_acks.fetch_add(1, Ordering::Relaxed)),
                     other => in_heard.lock().entry(other).or_default().push_back(frame),
