@@ -78,6 +78,7 @@ fn register(runtime: &mut Runtime, disk: u32, boot: u64, report: Report, failed:
 }
 
 /// Nodes registered with these (disk, boot, report); three seconds after the start all others count as lost.
+/// Their primaries serve.
 fn settled(map: &ClusterMap, disks: &[(u32, u64, Report)]) -> Runtime {
     let mut runtime = Runtime::new(START);
     runtime.now = later(3000);
@@ -85,6 +86,12 @@ fn settled(map: &ClusterMap, disks: &[(u32, u64, Report)]) -> Runtime {
         register(&mut runtime, *disk, *boot, *report, false);
     }
     runtime.judge(map, later(3000));
+    for config in map.pgs.values() {
+        let primary = config.primary().and_then(|p| map.disks.get(&p.disk)).map(|d| d.node);
+        if let Some(view) = primary.and_then(|n| runtime.nodes.get_mut(&n)) {
+            view.serving.insert(config.pg);
+        }
+    }
     runtime
 }
 
@@ -99,14 +106,11 @@ fn nothing_to_do_for_a_healthy_pg_and_nothing_before_all_had_time() {
     let map = map();
     let runtime = settled(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)]);
     assert_eq!(decided(&map, &runtime), []);
-    let mut runtime = runtime;
-    let waits = state_of(&map, &runtime, &map.pgs[&PG]);
-    assert!(
-        matches!(&waits, PgState::Unavailable(why) if why.contains("gets ready")),
-        "nobody serves it yet: {waits:?}"
-    );
-    runtime.nodes.get_mut(&NodeId(1)).unwrap().serving.insert(PG);
     assert_eq!(state_of(&map, &runtime, &map.pgs[&PG]), PgState::Clean);
+    let mut runtime = runtime;
+    runtime.nodes.get_mut(&NodeId(1)).unwrap().serving.clear();
+    let waits = state_of(&map, &runtime, &map.pgs[&PG]);
+    assert!(matches!(&waits, PgState::Unavailable(why) if why.contains("gets ready")), "nobody serves it: {waits:?}");
     let mut runtime = Runtime::new(START);
     register(&mut runtime, 2, 1, FULL, false);
     runtime.judge(&map, later(100));

@@ -89,7 +89,8 @@ async fn a_silent_primary_is_followed_and_its_return_is_a_learner() {
     let at = nodes.iter().position(|n| n.disk == primary.disk).unwrap();
     nodes[at].peer.beats.store(false, std::sync::atomic::Ordering::Relaxed);
     let witness = &nodes[(at + 1) % 3];
-    let map = witness.peer.map_until("a new primary", |m| m.pgs[&pg].primary() != Some(primary)).await;
+    let map =
+        witness.peer.map_until("a new primary", |m| m.pgs.get(&pg).is_some_and(|c| c.primary() != Some(primary))).await;
     let after = map.pgs[&pg].clone();
     assert_eq!(after.generation, before.generation.next());
     assert_eq!(after.members.len(), 2, "two are enough without the dead one");
@@ -99,8 +100,10 @@ async fn a_silent_primary_is_followed_and_its_return_is_a_learner() {
     // It returns with a new boot: its old copy makes it a learner at once, and the primary's proposal a member.
     nodes[at].restart(&cluster, false).await;
     let returned = Replica { disk: primary.disk, boot: nodes[at].boot };
-    let map =
-        nodes[at].peer.map_until("a learner", |m| m.pgs[&pg].learners.iter().any(|l| l.replica == returned)).await;
+    let map = nodes[at]
+        .peer
+        .map_until("a learner", |m| m.pgs.get(&pg).is_some_and(|c| c.learners.iter().any(|l| l.replica == returned)))
+        .await;
     let now = map.pgs[&pg].clone();
     assert_eq!(now.generation, after.generation, "a learner is no new configuration");
     let server = node_of(&nodes, now.primary().unwrap());
@@ -142,7 +145,12 @@ async fn a_removal_needs_silence_or_patience() {
     assert!(refusals > 1, "a word against heartbeats counts only after a while");
     // It was reachable all along: it comes back as a learner, since its disk holds an old copy.
     let witness = node_of(&nodes, now.members[2]);
-    witness.peer.map_until("the accused learns", |m| m.pgs[&pg].learners.iter().any(|l| l.replica == accused)).await;
+    witness
+        .peer
+        .map_until("the accused learns", |m| {
+            m.pgs.get(&pg).is_some_and(|c| c.learners.iter().any(|l| l.replica == accused))
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
