@@ -10,5 +10,6 @@ pub mod ids;
 pub mod moves;
 pub mod placement;
 pub mod replica;
+pub mod router;
 pub mod throttle;
 pub mod units;

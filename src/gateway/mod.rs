@@ -179,7 +179,7 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
     };
     let (id, incarnation, map) =
         attached.map_err(|reason| RunGateway::Attach { volume: config.volume.clone(), reason })?;
-    let router = Router::new(VolumeId(id), incarnation, endpoint.clone(), map);
+    let router = Router::new(VolumeId(id), incarnation, false, endpoint.clone(), map);
     let volume = Arc::new(Volume::new(VolumeId(id), router.clone()));
     let export = Arc::new(Export::new(&config.volume, volume));
     let listener = match &config.listen {
@@ -204,7 +204,7 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
     server.stop(DRAIN).await;
     if outcome.is_ok() {
         // What was acked is made stable before the volume is given back.
-        if router.flush(None).await.is_err() {
+        if router.flush().await.is_err() {
             tracing::warn!("the last flush was refused");
         }
         control.release(id, incarnation).await;
@@ -227,7 +227,7 @@ pub async fn volume_hash(api: &str, token: &str, volume: &str) -> Result<Hash, R
     let map = control::observe(&endpoint, coordinator).await.map_err(RunGateway::Api)?;
     let found = map.volumes.values().find(|v| v.name == volume && !v.deleting).cloned();
     let record = found.ok_or_else(|| RunGateway::UnknownVolume(volume.to_owned()))?;
-    let router = Router::new(record.id, 0, endpoint.clone(), map);
+    let router = Router::new(record.id, 0, false, endpoint.clone(), map);
     let roots = futures_util::stream::iter(0..record.chunk_count())
         .map(|index| {
             let (router, record) = (router.clone(), record.clone());

@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
-use parking_lot::Mutex;
-use std::collections::HashSet;
 
 use super::nbd::{Backend, Extent, IoError, ReadReply, Segment};
 use super::router::Router;
@@ -21,8 +19,6 @@ const PIECE_BYTES: u64 = 1 << 20;
 pub struct Volume {
     id: VolumeId,
     router: Arc<Router>,
-    /// PGs written since the last FLUSH; `None` before the first, which goes to all (R12).
-    written: Mutex<Option<HashSet<PgId>>>,
 }
 
 fn failed(reply: &ClientReply) -> IoError {
@@ -35,7 +31,7 @@ fn failed(reply: &ClientReply) -> IoError {
 impl Volume {
     /// The volume behind a router.
     pub fn new(id: VolumeId, router: Arc<Router>) -> Self {
-        Volume { id, router, written: Mutex::new(None) }
+        Volume { id, router }
     }
 
     /// Splits a range at chunks and piece sizes: (chunk, its PG, byte offset in it, length).
@@ -58,9 +54,6 @@ impl Volume {
     }
 
     async fn change(&self, pg: PgId, op: ClientOp) -> Result<(), IoError> {
-        if let Some(written) = self.written.lock().as_mut() {
-            written.insert(pg);
-        }
         match self.router.submit(pg, op).await {
             ClientReply::Done { .. } => Ok(()),
             other => Err(failed(&other)),
@@ -145,19 +138,7 @@ impl Backend for Volume {
     }
 
     async fn flush(&self) -> Result<(), IoError> {
-        let pgs = self.written.lock().replace(HashSet::new());
-        match self.router.flush(pgs.clone()).await {
-            Ok(()) => Ok(()),
-            Err(reply) => {
-                // What this FLUSH should have covered is still to be flushed by the next.
-                let mut written = self.written.lock();
-                match (pgs, written.as_mut()) {
-                    (Some(pgs), Some(written)) => written.extend(pgs),
-                    _ => *written = None,
-                }
-                Err(failed(&reply))
-            }
-        }
+        self.router.flush().await.map_err(|reply| failed(&reply))
     }
 
     async fn trim(&self, offset: u64, len: u32, fua: bool) -> Result<(), IoError> {

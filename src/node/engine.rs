@@ -15,7 +15,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::control::ToCoordinator;
 use super::disks::{DiskHandle, Job, JobDone};
 use super::leases::{Leases, now};
-use super::links::{Links, Outbox};
+use super::links::Links;
 use super::throttle::Throttle;
 use crate::api::metrics::{ForegroundMetrics, Operation};
 use crate::core::cluster::{ClusterMap, PgConfig, Replica as Member, ResyncClass};
@@ -24,6 +24,7 @@ use crate::core::replica::{
     Action, Change, ClientOp, ClientReply, ClientRequest, Env, Input, PeerMessage, PgState, Replica, SessionMessage,
 };
 use crate::core::units::{CHUNK_BYTES, Instant};
+use crate::net::outbox::Outbox;
 use crate::wire::client::encode_reply;
 use crate::wire::control as msg;
 use crate::wire::replica::{Address, LeaseEntry, encode};

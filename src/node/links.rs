@@ -4,20 +4,19 @@
 //! back on it. A resync session has a stream of its own on a Resync link. Messages are decoded, and their blocks
 //! verified, here, off the engine's thread.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::Sender as EventSender;
-use parking_lot::Mutex;
 use prost::Message;
 
 use super::engine::Event;
 use crate::core::ids::{DiskId, NodeId, PgId};
-use crate::net::channel::{Channel, Receiver, SendFrameError, Sender};
+use crate::net::channel::{Channel, Receiver};
 use crate::net::identity::Role;
+use crate::net::outbox::Outbox;
 use crate::net::quic::{Endpoint, Link};
 use crate::net::tls::Expect;
 use crate::net::tuning::LinkClass;
@@ -31,48 +30,6 @@ const CONNECT: Duration = Duration::from_millis(700);
 const RETRY: Duration = Duration::from_millis(100);
 /// Between a session's end and its next beginning: a session that ends at once must not spin.
 const SESSION_RETRY: Duration = Duration::from_millis(300);
-
-/// A channel's sending half that never blocks and never drops: what its queue can't take waits here. Bounded by what
-/// the protocol has under way: requests in flight, windows, table parts.
-#[derive(Clone)]
-pub struct Outbox {
-    sender: Sender,
-    overflow: Arc<Mutex<VecDeque<Frame>>>,
-    runtime: tokio::runtime::Handle,
-}
-
-impl Outbox {
-    /// Wraps a sender.
-    pub fn new(sender: Sender, runtime: tokio::runtime::Handle) -> Self {
-        Outbox { sender, overflow: Arc::default(), runtime }
-    }
-
-    /// Queues a frame; a channel that has ended swallows it (its reader reports the end).
-    pub fn send(&self, frame: Frame) {
-        let mut overflow = self.overflow.lock();
-        if !overflow.is_empty() {
-            return overflow.push_back(frame);
-        }
-        if let Err(SendFrameError::Full(frame)) = self.sender.send(frame) {
-            overflow.push_back(*frame);
-            let (sender, overflow) = (self.sender.clone(), self.overflow.clone());
-            self.runtime.spawn(async move {
-                loop {
-                    let Some(frame) = overflow.lock().front().cloned() else { return };
-                    if sender.send_async(frame).await.is_err() {
-                        return overflow.lock().clear();
-                    }
-                    overflow.lock().pop_front();
-                }
-            });
-        }
-    }
-
-    /// Ends the channel after what is queued.
-    pub fn finish(&self) {
-        self.sender.finish();
-    }
-}
 
 /// What all link tasks share.
 pub struct Links {
