@@ -165,8 +165,8 @@ pub struct Engine {
     requests: HashMap<u64, Pending>,
     next_request: u64,
     clients: HashMap<u64, Outbox>,
-    /// (volume, connection number) pairs by channel, to cancel what a lost gateway asked for.
-    client_sessions: HashMap<u64, HashSet<(VolumeId, u64, Key)>>,
+    /// (volume, incarnation, connection number) by channel, to cancel what a lost gateway asked for.
+    client_sessions: HashMap<u64, HashSet<(VolumeId, u64, u64, Key)>>,
     outbound: HashMap<NodeId, (u64, Outbox)>,
     inbound: HashMap<NodeId, (u64, Outbox)>,
     /// Which start of a peer's process the link goes to.
@@ -305,8 +305,8 @@ impl Engine {
             Event::Client { conn, pg, disk, request } => self.client(conn, (disk, pg), request),
             Event::ClientDown { id } => {
                 self.clients.remove(&id);
-                for (volume, connection, key) in self.client_sessions.remove(&id).unwrap_or_default() {
-                    self.feed(key, Input::ClientGone { volume, connection });
+                for (volume, incarnation, connection, key) in self.client_sessions.remove(&id).unwrap_or_default() {
+                    self.feed(key, Input::ClientGone { volume, incarnation, connection });
                 }
             }
             Event::SessionOpened { pg, me, learner, id, outbox } => {
@@ -442,7 +442,7 @@ impl Engine {
         };
         self.requests.insert(id, Pending { conn, id: request.id, started: now(), bytes, write, measured, disk: key.0 });
         if let ClientOp::Open = request.op {
-            let entry = (request.volume, request.connection, key);
+            let entry = (request.volume, request.incarnation, request.connection, key);
             self.client_sessions.entry(conn).or_default().insert(entry);
         }
         request.id = id;

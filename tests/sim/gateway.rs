@@ -1,17 +1,18 @@
-//! A gateway's side of the protocol: open, write, read, flush, retry, replay (R6, R12–R14).
+//! A gateway: the production router (R6, R12–R14) under a workload of stamped sectors.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use evenkeel::core::cluster::ClusterMap;
 use evenkeel::core::hashtree;
-use evenkeel::core::ids::{ChunkId, DiskId, VolumeId};
-use evenkeel::core::replica::{ClientOp, ClientReply, ClientRequest};
+use evenkeel::core::ids::{ChunkId, Generation, VolumeId};
+use evenkeel::core::replica::{ClientOp, ClientReply};
+use evenkeel::core::router::Router;
 use evenkeel::core::units::BLOCK_BYTES;
 
 use crate::model::{At, Model};
 use crate::rng::Rng;
 
 pub const VOLUME: VolumeId = VolumeId(7);
-const MS: u64 = 1_000_000;
 const SECTOR: u32 = 512;
 const PER_BLOCK: u32 = BLOCK_BYTES as u32 / SECTOR;
 /// Blocks that the workload uses: the edges of windows and chunks, and neighbours.
@@ -37,6 +38,15 @@ impl Kind {
                 (block * PER_BLOCK..(block + count) * PER_BLOCK).map(|s| ((*chunk, s), 0)).collect()
             }
             _ => Vec::new(),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Kind::Read { .. } => "read",
+            Kind::Write { .. } => "write",
+            Kind::Zero { .. } => "zero",
+            Kind::Flush { .. } => "flush",
         }
     }
 
@@ -78,148 +88,93 @@ pub fn some_read(rng: &mut Rng) -> (Vec<At>, ClientOp) {
 
 struct Op {
     kind: Kind,
-    first_sent: u64,
-    request: u64,
-    /// A replay: the model knows it already.
-    replay: bool,
-}
-
-#[derive(PartialEq)]
-enum Phase {
-    Closed { retry_at: u64 },
-    Opening { request: u64, since: u64 },
-    Replaying,
-    Open,
+    started: u64,
 }
 
 pub struct Gateway {
     pub id: u32,
     pub incarnation: u64,
-    pub connection: u64,
     pub alive: bool,
     /// Another gateway has been let in.
     pub fenced_at: Option<u64>,
-    pub primary: Option<DiskId>,
-    phase: Phase,
+    /// Of the newest map that has come.
+    pub map_seen: Generation,
+    pub router: Router,
     ops: BTreeMap<u64, Op>,
     next: u64,
+    /// The durability epoch at which it was let in last.
     epoch: u64,
-    progress_at: u64,
-    /// Acked writes that no flush covers (R13).
+    /// It was let in at another epoch, and nothing has been answered since.
+    settling: bool,
+    /// Acked writes that no flush covers (R13), with the model's order.
     kept: Vec<(u64, Kind)>,
     pub replays: u64,
     pub reads: u64,
     pub writes: u64,
     pub flushes: u64,
+    pub io_errors: u64,
+    /// Bits have rotted somewhere: an IO error may be right.
+    pub rotten: bool,
     /// Starts new requests.
     pub busy: bool,
-    pub io_errors: u64,
-    /// Canary: doesn't replay.
-    pub forgets: bool,
-    opens: u64,
-}
-
-/// What the gateway wants sent.
-pub struct Outgoing {
-    pub to: DiskId,
-    pub request: ClientRequest,
 }
 
 impl Gateway {
-    pub fn new(id: u32, incarnation: u64) -> Self {
+    pub fn new(id: u32, incarnation: u64, map: &ClusterMap) -> Self {
+        let mut router = Router::new(VOLUME, incarnation, false);
+        router.handle_map(map);
         Gateway {
             id,
             incarnation,
-            connection: 1,
             alive: true,
             fenced_at: None,
-            primary: None,
-            phase: Phase::Closed { retry_at: 0 },
+            map_seen: Generation::default(),
+            router,
             ops: BTreeMap::new(),
-            next: u64::from(id) << 40,
+            next: 0,
             epoch: 0,
-            progress_at: 0,
+            settling: false,
             kept: Vec::new(),
             replays: 0,
             reads: 0,
             writes: 0,
             flushes: 0,
-            busy: true,
             io_errors: 0,
-            forgets: false,
-            opens: 0,
+            rotten: false,
+            busy: true,
         }
-    }
-
-    pub fn is_open(&self) -> bool {
-        self.phase == Phase::Open
-    }
-
-    pub fn first_open(&self) -> bool {
-        self.opens == 1
     }
 
     pub fn describe(&self) -> String {
-        let phase = match self.phase {
-            Phase::Closed { .. } => "closed",
-            Phase::Opening { .. } => "opening",
-            Phase::Replaying => "replaying",
-            Phase::Open => "open",
-        };
-        format!("{} {phase} to {:?}, {} under way, alive {}", self.id, self.primary, self.ops.len(), self.alive)
+        format!("{}, {} under way, idle {}, alive {}", self.id, self.ops.len(), self.router.is_idle(), self.alive)
     }
 
     pub fn is_quiet(&self) -> bool {
-        self.is_open() && self.ops.is_empty()
+        self.ops.is_empty()
     }
 
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-
-    fn wrap(&self, id: u64, op: ClientOp) -> ClientRequest {
-        ClientRequest { id, volume: VOLUME, incarnation: self.incarnation, connection: self.connection, op }
-    }
-
-    fn close(&mut self, now: u64) {
-        self.connection += 1;
-        self.phase = Phase::Closed { retry_at: now + 20 * MS };
-    }
-
-    /// Time passes: opens, gives up on silence, starts new work.
-    pub fn tick(&mut self, now: u64, model: &mut Model, rng: &mut Rng, out: &mut Vec<Outgoing>) {
+    /// Time passes: starts new work.
+    pub fn tick(&mut self, now: u64, model: &mut Model, rng: &mut Rng) {
         if !self.alive {
             return;
         }
-        match self.phase {
-            Phase::Closed { retry_at } if now >= retry_at => {
-                if let Some(to) = self.primary {
-                    let request = self.number();
-                    self.phase = Phase::Opening { request, since: now };
-                    out.push(Outgoing { to, request: self.wrap(request, ClientOp::Open) });
-                }
+        self.router.handle_tick();
+        if self.epoch == 0 {
+            // Its first request is a flush: the model has one writer at a time, and before it is let in the last one may
+            // still be acked.
+            if self.ops.is_empty() {
+                self.flush_all(now, model);
             }
-            Phase::Closed { .. } => {}
-            Phase::Opening { since, .. } => {
-                if now > since + 1_000 * MS {
-                    self.close(now);
-                }
-            }
-            Phase::Replaying | Phase::Open => {
-                if !self.ops.is_empty() && now > self.progress_at + 1_500 * MS {
-                    return self.close(now);
-                }
-                if self.phase == Phase::Open && self.busy && self.ops.len() < IN_FLIGHT_MAX {
-                    for _ in 0..rng.below(3) {
-                        self.start(now, model, rng, out);
-                    }
-                }
+            return;
+        }
+        if self.busy && self.ops.len() < IN_FLIGHT_MAX {
+            for _ in 0..rng.below(3) {
+                self.start(now, model, rng);
             }
         }
     }
 
-    fn start(&mut self, now: u64, model: &mut Model, rng: &mut Rng, out: &mut Vec<Outgoing>) {
+    fn start(&mut self, now: u64, model: &mut Model, rng: &mut Rng) {
         let chunk = rng.below(CHUNKS) as u32;
         let block = rng.pick(&BLOCKS).copied().unwrap_or(0);
         let fua = rng.chance(80);
@@ -243,127 +198,103 @@ impl Gateway {
         if !writes.is_empty() && self.ops.values().any(clash) {
             return;
         }
-        self.issue(kind, false, now, model, out);
+        self.issue(kind, now, model);
     }
 
-    fn issue(&mut self, kind: Kind, replay: bool, now: u64, model: &mut Model, out: &mut Vec<Outgoing>) {
-        let id = self.number();
-        if !replay {
-            match &kind {
-                Kind::Read { chunk, sector, count } => {
-                    model.read_starts(id, (*sector..sector + count).map(|s| (*chunk, s)).collect(), false);
-                }
-                Kind::Flush { .. } => {}
-                _ => model.write_starts(&kind.writes()),
+    fn issue(&mut self, kind: Kind, now: u64, model: &mut Model) {
+        self.next += 1;
+        let token = self.next;
+        match &kind {
+            Kind::Read { chunk, sector, count } => {
+                model.read_starts(self.key(token), (*sector..sector + count).map(|s| (*chunk, s)).collect(), false);
             }
+            Kind::Flush { .. } => {}
+            _ => model.write_starts(&kind.writes()),
         }
-        if self.ops.is_empty() {
-            self.progress_at = now;
+        match &kind {
+            Kind::Flush { .. } => self.router.flush(token),
+            other => self.router.submit(token, crate::world::PG, other.request()),
         }
-        if let Some(to) = self.primary {
-            out.push(Outgoing { to, request: self.wrap(id, kind.request()) });
-        }
-        self.ops.insert(id, Op { kind, first_sent: now, request: id, replay });
+        self.ops.insert(token, Op { kind, started: now });
+    }
+
+    /// The model knows reads by a number that is unique among gateways.
+    fn key(&self, token: u64) -> u64 {
+        u64::from(self.id) << 40 | token
     }
 
     /// Reads everything that was ever written, for the last comparison.
-    pub fn read_all(&mut self, now: u64, model: &mut Model, out: &mut Vec<Outgoing>) {
+    pub fn read_all(&mut self, now: u64, model: &mut Model) {
         for chunk in 0..CHUNKS as u32 {
             for block in BLOCKS.iter().flat_map(|b| [*b, b + 1]).filter(|b| *b < 1024) {
                 let kind = Kind::Read { chunk, sector: block * PER_BLOCK, count: PER_BLOCK };
-                self.issue(kind, false, now, model, out);
+                self.issue(kind, now, model);
             }
         }
     }
 
     /// Asks for a flush of everything.
-    pub fn flush_all(&mut self, now: u64, model: &mut Model, out: &mut Vec<Outgoing>) {
+    pub fn flush_all(&mut self, now: u64, model: &mut Model) {
         let up_to = model.order;
-        self.issue(Kind::Flush { up_to }, false, now, model, out);
+        self.issue(Kind::Flush { up_to }, now, model);
     }
 
     /// What this gateway had under way may have happened or not.
     pub fn lose(&mut self, model: &mut Model) {
-        for (id, op) in &self.ops {
-            if !op.replay {
-                model.write_lost(&op.kind.writes());
-                model.read_dropped(*id);
-            }
+        for (token, op) in &self.ops {
+            model.write_lost(&op.kind.writes());
+            model.read_dropped(self.key(*token));
         }
     }
 
-    pub fn reply(
-        &mut self,
-        now: u64,
-        request: u64,
-        reply: ClientReply,
-        model: &mut Model,
-        out: &mut Vec<Outgoing>,
-    ) -> Result<bool, String> {
+    /// A PG's primary let it in.
+    pub fn let_in(&mut self, durability_epoch: u64) {
+        self.settling |= self.epoch != durability_epoch;
+        self.epoch = durability_epoch;
+    }
+
+    /// The router is done with a request.
+    pub fn answered(&mut self, token: u64, reply: ClientReply, model: &mut Model) -> Result<(), String> {
+        let key = self.key(token);
+        let Some(op) = self.ops.remove(&token) else { return Err(format!("request {token} was answered twice")) };
         if !self.alive {
-            return Ok(false);
+            return Ok(());
         }
-        if let Phase::Opening { request: mine, .. } = self.phase {
-            if mine != request {
-                return Ok(false);
-            }
-            match reply {
-                ClientReply::Done { durability_epoch } => {
-                    let lost = self.epoch != 0 && durability_epoch != self.epoch && !self.forgets;
-                    self.opens += 1;
-                    self.epoch = durability_epoch;
-                    self.opened(now, lost, model, out);
-                    return Ok(true);
-                }
-                ClientReply::Fenced => self.alive = false,
-                _ => self.close(now),
-            }
-            return Ok(false);
-        }
-        if !matches!(self.phase, Phase::Open | Phase::Replaying) {
-            return Ok(false);
-        }
-        let Some(key) = self.ops.iter().find(|(_, o)| o.request == request).map(|(k, _)| *k) else { return Ok(false) };
-        self.progress_at = now;
-        let done = match reply {
-            ClientReply::Done { durability_epoch } => {
-                if durability_epoch != self.epoch {
-                    self.close(now);
-                    return Ok(false);
-                }
-                None
-            }
-            ClientReply::Data(data) => Some(data),
-            ClientReply::NotPrimary | ClientReply::NotOpen => {
-                self.close(now);
-                return Ok(false);
-            }
+        match reply {
+            ClientReply::Done { .. } | ClientReply::Data(_) => {}
             ClientReply::Fenced => {
-                self.alive = false;
-                return Ok(false);
+                // It may have happened: an earlier attempt can have been ordered.
+                if self.fenced_at.is_none() {
+                    model.write_lost(&op.kind.writes());
+                }
+                model.read_dropped(key);
+                return Ok(());
             }
             ClientReply::IoError => {
+                model.write_lost(&op.kind.writes());
+                model.read_dropped(key);
                 self.io_errors += 1;
-                if let Some(op) = self.ops.remove(&key)
-                    && !op.replay
-                {
-                    model.write_lost(&op.kind.writes());
-                    model.read_dropped(key);
+                if self.rotten {
+                    return Ok(());
                 }
-                return Ok(false);
+                return Err(format!("an IO error although a copy is recoverable (I8): {}", op.kind.name()));
             }
             other => return Err(format!("an unexpected answer: {other:?}")),
-        };
-        let Some(op) = self.ops.remove(&key) else { return Ok(false) };
-        if self.fenced_at.is_some_and(|t| op.first_sent > t) && !op.kind.writes().is_empty() {
+        }
+        if self.fenced_at.is_some_and(|t| op.started > t) && !op.kind.writes().is_empty() {
             return Err("a write of a fenced gateway was acked (I3)".into());
         }
         if self.fenced_at.is_some() {
             model.read_dropped(key);
-            return Ok(false);
+            return Ok(());
         }
-        match (&op.kind, done) {
-            (Kind::Read { count, .. }, Some(data)) => {
+        if std::mem::take(&mut self.settling) {
+            // Everything that it kept has been sent again; what others had acked and nobody kept stays as it was found.
+            let kept: BTreeSet<At> = self.kept.iter().flat_map(|(_, k)| k.writes()).map(|(at, _)| at).collect();
+            model.replayed(&kept);
+        }
+        match (&op.kind, reply) {
+            (Kind::Read { count, .. }, ClientReply::Data(data)) => {
                 self.reads += 1;
                 let mut values = Vec::new();
                 for sector in data.chunks(SECTOR as usize) {
@@ -377,85 +308,21 @@ impl Gateway {
                 if values.len() != *count as usize {
                     return Err(format!("a read of {count} sectors returned {}", values.len()));
                 }
-                model.read_ends(key, &values)?;
+                model.read_ends(key, &values)
             }
-            (Kind::Flush { up_to }, None) => {
+            (Kind::Flush { up_to }, ClientReply::Done { .. }) => {
                 self.flushes += 1;
                 model.flushed(*up_to);
                 self.kept.retain(|(order, _)| order > up_to);
+                Ok(())
             }
-            (kind @ (Kind::Write { fua, .. } | Kind::Zero { fua, .. }), None) => {
+            (kind @ (Kind::Write { fua, .. } | Kind::Zero { fua, .. }), ClientReply::Done { .. }) => {
                 self.writes += 1;
-                if !op.replay {
-                    model.write_ends(&kind.writes(), *fua);
-                    // Stable ones too: replaying an older write alone would bring it back.
-                    self.kept.push((model.order, kind.clone()));
-                }
+                model.write_ends(&kind.writes(), *fua);
+                self.kept.push((model.order, kind.clone()));
+                Ok(())
             }
-            _ => return Err("the answer doesn't fit the question".into()),
-        }
-        self.settle_replay(now, model, out);
-        Ok(false)
-    }
-
-    /// Let in: replay what a power loss may have taken, then all that was under way.
-    fn opened(&mut self, now: u64, lost: bool, model: &mut Model, out: &mut Vec<Outgoing>) {
-        self.progress_at = now;
-        // Replays that were under way start again.
-        let unfinished = self.ops.values().any(|o| o.replay);
-        self.ops.retain(|_, o| !o.replay);
-        if lost || unfinished {
-            self.replays += 1;
-            self.phase = Phase::Replaying;
-            let held = std::mem::take(&mut self.ops);
-            // The newest value of each sector, as one write a sector run; order doesn't matter between sectors.
-            let mut newest: BTreeMap<At, u64> = BTreeMap::new();
-            for (_, kind) in &self.kept {
-                newest.extend(kind.writes());
-            }
-            for ((chunk, sector), value) in newest {
-                let kind = Kind::Write { chunk, sector, values: vec![value], fua: false };
-                self.issue(kind, true, now, model, out);
-            }
-            self.held(held);
-            self.settle_replay(now, model, out);
-        } else {
-            self.resume(now, out);
-        }
-    }
-
-    fn held(&mut self, held: BTreeMap<u64, Op>) {
-        for (id, mut op) in held {
-            // Not sent until the replay is over.
-            op.request = 0;
-            self.ops.insert(id, op);
-        }
-    }
-
-    fn finish_replay(&mut self, now: u64, model: &mut Model, out: &mut Vec<Outgoing>) {
-        let kept: BTreeSet<At> = self.kept.iter().flat_map(|(_, k)| k.writes()).map(|(at, _)| at).collect();
-        model.replayed(&kept);
-        self.resume(now, out);
-    }
-
-    fn resume(&mut self, now: u64, out: &mut Vec<Outgoing>) {
-        self.phase = Phase::Open;
-        self.progress_at = now;
-        let Some(to) = self.primary else { return };
-        let ids: Vec<u64> = self.ops.keys().copied().collect();
-        for id in ids {
-            let request = self.number();
-            let Some(op) = self.ops.get_mut(&id) else { continue };
-            op.request = request;
-            let kind = op.kind.request();
-            out.push(Outgoing { to, request: self.wrap(request, kind) });
-        }
-    }
-
-    /// Goes on once the last replay is acked.
-    fn settle_replay(&mut self, now: u64, model: &mut Model, out: &mut Vec<Outgoing>) {
-        if self.phase == Phase::Replaying && !self.ops.values().any(|o| o.replay) {
-            self.finish_replay(now, model, out);
+            _ => Err("the answer doesn't fit the question".into()),
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Cell {
     /// May have taken effect, may not.
     maybe: BTreeSet<u64>,
     flushed: u64,
+    /// What may have been there at that flush instead, from a gateway that was lost.
+    also_flushed: BTreeSet<u64>,
     unflushed: Vec<(u64, u64)>,
     /// What it may be after a loss of everything unflushed, until the gateway has replayed.
     lossy: BTreeSet<u64>,
@@ -120,6 +122,7 @@ impl Model {
             cell.unflushed.push((self.order, *value));
             if durable {
                 cell.flushed = *value;
+                cell.also_flushed.clear();
                 cell.unflushed.clear();
                 cell.lossy.clear();
             }
@@ -145,8 +148,10 @@ impl Model {
                     break;
                 }
                 cell.flushed = value;
+                cell.also_flushed.clear();
                 cell.unflushed.remove(0);
             }
+            cell.also_flushed.extend(&cell.maybe);
         }
     }
 
@@ -155,6 +160,7 @@ impl Model {
         for (at, cell) in &mut self.cells {
             if !cell.unflushed.is_empty() {
                 cell.lossy.insert(cell.flushed);
+                cell.lossy.extend(&cell.also_flushed);
                 cell.lossy.extend(cell.unflushed.iter().map(|(_, v)| *v));
             }
             for read in self.reads.values_mut().filter(|r| r.outside) {

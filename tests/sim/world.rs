@@ -2,17 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use evenkeel::core::cluster::{PgConfig, Replica as Member, ResyncClass};
-use evenkeel::core::ids::{BootId, DiskId, Generation, PgId, PoolId};
-use evenkeel::core::replica::{
-    Action, Change, ClientReply, ClientRequest, DiskOp, DiskResult, Env, Input, Operation, PeerMessage, Replica,
-    SessionMessage, Token,
+use evenkeel::core::cluster::{
+    ClusterMap, Disk as DiskRecord, DiskAdminState, Node as NodeRecord, NodeAdminState, PgConfig, Replica as Member,
+    ResyncClass, Stripe, Volume,
 };
+use evenkeel::core::ids::{BootId, DiskId, Generation, NodeId, PgId, PoolId};
+use evenkeel::core::replica::{
+    Action, Change, ClientOp, ClientReply, ClientRequest, DiskOp, DiskResult, Env, Input, Operation, PeerMessage,
+    Replica, SessionMessage, Token,
+};
+use evenkeel::core::router::Action as RouterAction;
 use evenkeel::core::units::Instant;
 
 use crate::coord::{Coordinator, Heard};
 use crate::disk::{Block, Disk};
-use crate::gateway::{Gateway, Outgoing};
+use crate::gateway::{Gateway, VOLUME};
 use crate::model::Model;
 use crate::rng::Rng;
 
@@ -65,6 +69,16 @@ impl Canary {
 }
 
 type Conn = (DiskId, DiskId);
+
+/// A gateway's link to a node.
+type ClientLink = (usize, DiskId);
+
+/// Who waits for a node's answer.
+#[derive(Clone, Copy)]
+enum Asker {
+    Gateway { link: ClientLink, epoch: u64, id: u64, open: bool },
+    Reader { id: u64 },
+}
 
 enum Event {
     Peer {
@@ -128,8 +142,8 @@ enum Event {
         config: PgConfig,
     },
     GatewayMap {
-        gateway: u32,
-        primary: Option<DiskId>,
+        gateway: usize,
+        config: PgConfig,
     },
     Propose {
         from: DiskId,
@@ -145,16 +159,28 @@ enum Event {
         accepted: bool,
         config: PgConfig,
     },
+    ClientUp {
+        link: ClientLink,
+        epoch: u64,
+    },
+    /// A gateway's link has ended, or has been silent for too long.
+    ClientDown {
+        link: ClientLink,
+        epoch: u64,
+    },
     Client {
         to: DiskId,
+        /// The gateway's link and its epoch; `None`: the reader.
+        over: Option<(ClientLink, u64)>,
         request: ClientRequest,
     },
     ClientGone {
         to: DiskId,
+        incarnation: u64,
         connection: u64,
     },
     Reply {
-        request: u64,
+        asker: Asker,
         reply: ClientReply,
     },
     Fault,
@@ -227,12 +253,19 @@ impl Node {
     }
 }
 
+/// Nothing arrives any more on this stream.
+const STUCK: u64 = u64::MAX / 2;
+/// A gateway's link that has been silent for so long has ended, within.
+const CLIENT_IDLE_NS: [u64; 2] = [300 * MS, 3_000 * MS];
+
 #[derive(Clone, Copy, Default)]
 struct Stream {
     epoch: u64,
     up: bool,
     /// When the last message of each direction arrives: streams are FIFO.
     last: [u64; 2],
+    /// A gateway's number of it.
+    connection: u64,
 }
 
 struct SimEnv<'a> {
@@ -287,11 +320,15 @@ pub struct World {
     nodes: BTreeMap<DiskId, Node>,
     conns: BTreeMap<Conn, Stream>,
     sessions: BTreeMap<Conn, Stream>,
+    clients: BTreeMap<ClientLink, Stream>,
     blocked: BTreeSet<(u32, u32)>,
+    /// What came for frozen nodes.
+    backlog: BTreeMap<DiskId, Vec<Event>>,
     coordinator: Coordinator,
     gateways: Vec<Gateway>,
-    /// To whom each request was sent, for the answer's way back.
-    requests: BTreeMap<u64, DiskId>,
+    /// Who waits for each request that a node has.
+    requests: BTreeMap<u64, Asker>,
+    next_request: u64,
     model: Model,
     canary: Option<Canary>,
     trace: bool,
@@ -314,8 +351,43 @@ struct Reader {
     next: u64,
 }
 
-/// Marks the reader's requests.
-const READER: u64 = 0xffff;
+/// Marks the reader's reads in the model.
+const READER: u64 = 0xffff << 40;
+
+/// The map as a gateway sees it: one node a disk, one volume on the one PG.
+fn map_of(config: &PgConfig, disks: impl Iterator<Item = DiskId>) -> ClusterMap {
+    let mut map = ClusterMap { epoch: 1, version: config.generation.n, ..ClusterMap::default() };
+    for disk in disks {
+        let id = NodeId(disk.0);
+        let node = NodeRecord {
+            id,
+            name: format!("n{}", disk.0),
+            addr: std::net::SocketAddr::from(([127, 0, 0, 1], 1)),
+            admin_url: String::new(),
+            zone: String::new(),
+            rack: String::new(),
+            release: String::new(),
+            admin_state: NodeAdminState::Active,
+        };
+        map.nodes.insert(id, node);
+        let (class, admin_state) = (String::new(), DiskAdminState::Active);
+        map.disks.insert(disk, DiskRecord { id: disk, node: id, class, capacity_bytes: 1 << 40, admin_state });
+    }
+    let volume = Volume {
+        id: VOLUME,
+        name: "v".into(),
+        pool: PG.pool,
+        size_bytes: 1 << 30,
+        stripes: vec![Stripe { first_chunk: 0, pgs: vec![PG.index] }],
+        incarnation: 1,
+        attached_to: String::new(),
+        priority: 0,
+        deleting: false,
+    };
+    map.volumes.insert(VOLUME, volume);
+    map.pgs.insert(PG, config.clone());
+    map
+}
 
 impl World {
     pub fn new(options: &Options) -> Self {
@@ -365,10 +437,13 @@ impl World {
             nodes,
             conns: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            clients: BTreeMap::new(),
             blocked: BTreeSet::new(),
+            backlog: BTreeMap::new(),
             coordinator,
             gateways: Vec::new(),
             requests: BTreeMap::new(),
+            next_request: 0,
             model: Model::default(),
             canary: options.canary,
             trace: options.trace,
@@ -458,6 +533,15 @@ impl World {
             self.coverage.add("all members' disks failed", 1);
             return Ok(());
         }
+        // With one copy as the minimum, a member that died before it had accepted its first configuration may have been
+        // the last: an operator must say which older copy is to be taken (force-promote).
+        let incomplete =
+            |m: &Member| self.nodes.get(&m.disk).and_then(|n| n.replica.as_ref()).is_some_and(|r| !r.state().complete);
+        let single = self.coordinator.min_replicas == 1;
+        if self.failure.is_none() && deadline != 0 && single && config.members.iter().all(incomplete) {
+            self.coverage.add("operator must choose a copy", 1);
+            return Ok(());
+        }
         if self.failure.is_none() && deadline != 0 {
             let why = self.describe();
             self.fail(format!("no convergence within 60 s after the last fault (I7): {why}"));
@@ -492,12 +576,19 @@ impl World {
         let Some(next) = self.queue.pop() else { return };
         self.now = self.now.max(next.at);
         if let Some(node) = self.frozen_target(&next.event) {
-            // A stopped process finds it all when it goes on.
-            let _ = node;
-            self.after(10 * MS, next.event);
-            return;
+            // A stopped process finds it all, in order, when it goes on.
+            return self.backlog.entry(node).or_default().push(next.event);
         }
         self.event(next.event);
+    }
+
+    fn thaw(&mut self, node: DiskId) {
+        if let Some(n) = self.nodes.get_mut(&node) {
+            n.frozen = false;
+        }
+        for event in self.backlog.remove(&node).unwrap_or_default() {
+            self.at(self.now, event);
+        }
     }
 
     fn frozen_target(&self, event: &Event) -> Option<DiskId> {
@@ -543,10 +634,13 @@ impl World {
                     self.feed(node, Input::Config(config));
                 }
             }
-            Event::GatewayMap { gateway, primary } => {
-                if let Some(g) = self.gateways.iter_mut().find(|g| g.id == gateway) {
-                    g.primary = primary;
+            Event::GatewayMap { gateway, config } => {
+                let map = map_of(&config, self.nodes.keys().copied());
+                if let Some(g) = self.gateways.get_mut(gateway).filter(|g| g.map_seen <= config.generation) {
+                    g.map_seen = config.generation;
+                    g.router.handle_map(&map);
                 }
+                self.dispatch(gateway);
             }
             Event::Propose { from, life, proposal, base, change } => {
                 if self.nodes.get(&from).is_none_or(|n| n.life != life) {
@@ -575,30 +669,18 @@ impl World {
                     self.feed(to, Input::Outcome { proposal, accepted, config: Some(config) });
                 }
             }
-            Event::Client { to, request } => {
-                let request_id = request.id;
-                if self.nodes.get(&to).is_some_and(|n| n.replica.is_some()) {
-                    let mut request = request;
-                    if self.is(Canary::FenceIgnored) && request.incarnation > 0 {
-                        request.incarnation = 1;
-                    }
-                    self.feed(to, Input::Client(request));
-                } else {
-                    // The connection is refused.
-                    self.at(self.now + MS, Event::Reply { request: request_id, reply: ClientReply::NotPrimary });
-                }
+            Event::ClientUp { link, epoch } => self.client_up(link, epoch),
+            Event::ClientDown { link, epoch } => self.client_down(link, epoch),
+            Event::Client { to, over, request } => self.client(to, over, request),
+            Event::ClientGone { to, incarnation, connection } => {
+                self.feed(to, Input::ClientGone { volume: VOLUME, incarnation, connection });
             }
-            Event::ClientGone { to, connection } => {
-                self.feed(to, Input::ClientGone { volume: crate::gateway::VOLUME, connection });
-            }
-            Event::Reply { request, reply } => self.answer(request, reply),
+            Event::Reply { asker, reply } => self.answer(asker, reply),
             Event::Fault => self.fault(),
             Event::Start { node, clean } => self.start(node, clean),
             Event::Unblock { from, to } => self.unblock(from, to),
             Event::Thaw { node } => {
-                if let Some(n) = self.nodes.get_mut(&node) {
-                    n.frozen = false;
-                }
+                self.thaw(node);
                 self.log(|| format!("{node} goes on"));
             }
             Event::NotFull { node } => {
@@ -643,13 +725,7 @@ impl World {
 
     fn act(&mut self, id: DiskId, action: Action) {
         match action {
-            Action::Reply { request, reply } => {
-                let gateway = GATEWAY + (request >> 40) as u32;
-                if self.requests.remove(&request).is_some() && !self.is_blocked(id.0, gateway) {
-                    let delay = self.delay();
-                    self.after(delay, Event::Reply { request, reply });
-                }
-            }
+            Action::Reply { request, reply } => self.reply(id, request, reply),
             Action::Send { to, message } => self.send(id, to, message),
             Action::Disk { token, op } => self.disk_op(id, token, op),
             Action::Propose { proposal, base, change } => {
@@ -809,10 +885,10 @@ impl World {
         let direction = usize::from(from != conn.0);
         if blocked {
             // It never arrives; nor does anything behind it before the stream is made anew.
-            stream.last[direction] = u64::MAX / 2;
+            stream.last[direction] = STUCK;
         }
         let at = (now + delay).max(stream.last[direction] + 1);
-        if at >= u64::MAX / 2 {
+        if at >= STUCK {
             return;
         }
         stream.last[direction] = at;
@@ -947,6 +1023,8 @@ impl World {
         for conn in sessions {
             self.break_session(conn);
         }
+        let clients: Vec<ClientLink> = self.clients.keys().copied().filter(|l| l.1 == id).collect();
+        clients.into_iter().for_each(|link| self.break_client(link));
     }
 
     // ---- leases ----
@@ -1059,11 +1137,13 @@ impl World {
         for id in ids {
             self.tell(id);
         }
-        let primary = self.coordinator.config.primary().map(|p| p.disk);
-        let gateways: Vec<u32> = self.gateways.iter().map(|g| g.id).collect();
-        for gateway in gateways {
-            let delay = self.delay();
-            self.after(delay, Event::GatewayMap { gateway, primary });
+        let config = self.coordinator.config.clone();
+        for gateway in 0..self.gateways.len() {
+            let behind = self.gateways[gateway].map_seen != config.generation;
+            if behind && !self.is_blocked(COORDINATOR, GATEWAY + gateway as u32) {
+                let delay = self.delay();
+                self.after(delay, Event::GatewayMap { gateway, config: config.clone() });
+            }
         }
     }
 
@@ -1099,9 +1179,9 @@ impl World {
 
     fn new_gateway(&mut self) {
         self.coordinator.incarnation += 1;
-        let mut gateway = Gateway::new(self.gateways.len() as u32, self.coordinator.incarnation);
-        gateway.primary = self.coordinator.config.primary().map(|p| p.disk);
-        gateway.forgets = self.is(Canary::ReplayForgotten);
+        let map = map_of(&self.coordinator.config, self.nodes.keys().copied());
+        let mut gateway = Gateway::new(self.gateways.len() as u32, self.coordinator.incarnation, &map);
+        gateway.rotten = self.rots > 0;
         self.gateways.push(gateway);
         if self.gateways.len() > 1 {
             self.coverage.add("gateway take-overs", 1);
@@ -1125,10 +1205,8 @@ impl World {
         }
         self.read();
         for i in 0..self.gateways.len() {
-            let mut out = Vec::new();
-            let before = self.gateways[i].connection;
-            self.gateways[i].tick(self.now, &mut self.model, &mut self.rng, &mut out);
-            self.dispatch(i, before, out);
+            self.gateways[i].tick(self.now, &mut self.model, &mut self.rng);
+            self.dispatch(i);
         }
     }
 
@@ -1144,21 +1222,19 @@ impl World {
         let Some(to) = self.reader.target.or(primary).filter(|_| self.now < self.faults_until) else { return };
         self.reader.target = Some(to);
         self.reader.next += 1;
-        let id = READER << 40 | self.reader.next;
+        let id = READER | self.reader.next;
         self.reader.request = Some((id, self.now));
         let (kind, op) = crate::gateway::some_read(&mut self.rng);
         self.model.read_starts(id, kind, true);
-        self.requests.insert(id, to);
         let delay = self.delay();
-        let request = ClientRequest { id, volume: crate::gateway::VOLUME, incarnation: 0, connection: READER, op };
-        self.after(delay, Event::Client { to, request });
+        let request = ClientRequest { id, volume: VOLUME, incarnation: 0, connection: 1, op };
+        self.after(delay, Event::Client { to, over: None, request });
     }
 
     fn read_answered(&mut self, id: u64, reply: &ClientReply) {
-        if self.reader.request.is_none_or(|(mine, _)| mine != id) {
+        if self.reader.request.take_if(|(mine, _)| *mine == id).is_none() {
             return;
         }
-        self.reader.request = None;
         match reply {
             ClientReply::Data(data) => {
                 let words = data.chunks(512).map(|s| u64::from_le_bytes(s.as_chunks::<8>().0[0])).collect::<Vec<_>>();
@@ -1174,60 +1250,172 @@ impl World {
         }
     }
 
-    fn dispatch(&mut self, i: usize, connection_before: u64, out: Vec<Outgoing>) {
-        let name = GATEWAY + self.gateways[i].id;
-        if self.gateways[i].connection != connection_before {
-            let nodes: Vec<DiskId> = self.nodes.keys().copied().collect();
-            for to in nodes {
-                if self.rng.chance(700) {
-                    let delay = self.delay();
-                    self.after(delay, Event::ClientGone { to, connection: connection_before });
+    /// Carries out what a gateway's router wants done.
+    fn dispatch(&mut self, i: usize) {
+        for action in self.gateways[i].router.take_actions() {
+            match action {
+                RouterAction::Dial(node) => self.dial((i, DiskId(node.0))),
+                RouterAction::Send { node, connection, request, .. } => {
+                    self.send_client((i, DiskId(node.0)), connection, request);
                 }
-            }
-        }
-        for Outgoing { to, request } in out {
-            self.requests.insert(request.id, to);
-            if !self.is_blocked(name, to.0) {
-                // Requests travel on streams of their own: no order among them.
-                let mut delay = self.delay();
-                if self.slow && self.rng.chance(5) {
-                    delay += 1_200 * MS;
+                RouterAction::Answer { token, reply } => {
+                    self.log(|| format!("gateway {i}: request {token} is done: {}", show_reply(&reply)));
+                    if let Err(text) = self.gateways[i].answered(token, reply, &mut self.model) {
+                        self.fail(text);
+                    }
                 }
-                self.after(delay, Event::Client { to, request });
+                RouterAction::Replaying { writes, .. } => {
+                    self.log(|| format!("gateway {i} sends {writes} writes again"));
+                    self.gateways[i].replays += 1;
+                }
+                RouterAction::Fenced => self.gateways[i].alive = false,
+                RouterAction::LossTold => {}
             }
         }
     }
 
-    fn answer(&mut self, request: u64, reply: ClientReply) {
-        if request >> 40 == READER {
-            return self.read_answered(request, &reply);
-        }
-        let i = (request >> 40) as usize;
-        if i >= self.gateways.len() {
+    fn dial(&mut self, link: ClientLink) {
+        let stream = self.clients.entry(link).or_default();
+        stream.epoch += 1;
+        let epoch = stream.epoch;
+        let delay = self.rng.range(1, 20) * MS;
+        self.after(delay, Event::ClientUp { link, epoch });
+    }
+
+    fn client_up(&mut self, link: ClientLink, epoch: u64) {
+        let (i, node) = link;
+        let name = GATEWAY + i as u32;
+        if self.clients.get(&link).is_none_or(|s| s.epoch != epoch || s.up) || !self.gateways[i].alive {
             return;
         }
-        let mut out = Vec::new();
-        let before = self.gateways[i].connection;
-        self.log(|| format!("gateway {i} <- {request:x} {}", show_reply(&reply)));
-        let opened = self.gateways[i].reply(self.now, request, reply, &mut self.model, &mut out);
-        match opened {
-            Ok(true) => {
-                // Whoever had the volume before is fenced for good now.
-                for j in 0..i {
-                    if self.gateways[j].fenced_at.is_none() {
-                        self.gateways[j].fenced_at = Some(self.now);
-                        self.gateways[j].lose(&mut self.model);
-                    }
+        if !self.gateways[i].router.wants(NodeId(node.0)) {
+            self.gateways[i].router.handle_dial_ended(NodeId(node.0));
+            return self.dispatch(i);
+        }
+        let alive = self.nodes.get(&node).is_some_and(|n| n.replica.is_some() && !n.frozen);
+        if !alive || self.is_blocked(name, node.0) || self.is_blocked(node.0, name) {
+            return self.after(50 * MS, Event::ClientUp { link, epoch });
+        }
+        let connection = self.gateways[i].router.handle_link_up(NodeId(node.0));
+        let now = self.now;
+        if let Some(stream) = self.clients.get_mut(&link) {
+            (stream.up, stream.last, stream.connection) = (true, [now; 2], connection);
+        }
+        self.dispatch(i);
+    }
+
+    fn send_client(&mut self, link: ClientLink, connection: u64, request: ClientRequest) {
+        let (i, to) = link;
+        let (blocked, now) = (self.is_blocked(GATEWAY + i as u32, to.0), self.now);
+        let mut delay = self.delay();
+        if self.slow && self.rng.chance(3) {
+            delay += 1_200 * MS;
+        }
+        let Some(stream) = self.clients.get_mut(&link).filter(|s| s.up && s.connection == connection) else { return };
+        if blocked {
+            stream.last[0] = STUCK;
+        }
+        let at = (now + delay).max(stream.last[0] + 1);
+        if at < STUCK {
+            stream.last[0] = at;
+            let epoch = stream.epoch;
+            self.at(at, Event::Client { to, over: Some((link, epoch)), request });
+        }
+    }
+
+    /// A request reaches a node.
+    fn client(&mut self, to: DiskId, over: Option<(ClientLink, u64)>, mut request: ClientRequest) {
+        let asker = match over {
+            None => Asker::Reader { id: request.id },
+            Some((link, epoch)) => {
+                // What was read from a link before it broke may come to the replica after what a newer link brought (R6).
+                let current = self.clients.get(&link).is_some_and(|s| s.up && s.epoch == epoch);
+                if !current && !self.rng.chance(300) {
+                    return;
                 }
-                if self.gateways[i].first_open() {
-                    // It has nothing to replay: what a power loss took stays lost.
-                    self.model.replayed(&BTreeSet::new());
+                self.coverage.add("late requests of broken links", u64::from(!current));
+                let open = matches!(request.op, ClientOp::Open);
+                Asker::Gateway { link, epoch, id: request.id, open }
+            }
+        };
+        if self.nodes.get(&to).is_none_or(|n| n.replica.is_none()) {
+            if let Asker::Reader { .. } = asker {
+                self.at(self.now + MS, Event::Reply { asker, reply: ClientReply::NotPrimary });
+            }
+            return;
+        }
+        self.next_request += 1;
+        request.id = self.next_request;
+        self.requests.insert(request.id, asker);
+        if self.is(Canary::FenceIgnored) && request.incarnation > 0 {
+            request.incarnation = 1;
+        }
+        self.feed(to, Input::Client(request));
+    }
+
+    fn reply(&mut self, from: DiskId, request: u64, reply: ClientReply) {
+        let Some(asker) = self.requests.remove(&request) else { return };
+        let (delay, now) = (self.delay(), self.now);
+        let Asker::Gateway { link, epoch, .. } = asker else {
+            return self.after(delay, Event::Reply { asker, reply });
+        };
+        let blocked = self.is_blocked(from.0, GATEWAY + link.0 as u32);
+        let Some(stream) = self.clients.get_mut(&link).filter(|s| s.up && s.epoch == epoch) else { return };
+        if blocked {
+            stream.last[1] = STUCK;
+        }
+        let at = (now + delay).max(stream.last[1] + 1);
+        if at < STUCK {
+            stream.last[1] = at;
+            self.at(at, Event::Reply { asker, reply });
+        }
+    }
+
+    /// The gateway sees the end of a link; so does the node, some time.
+    fn client_down(&mut self, link: ClientLink, epoch: u64) {
+        let Some(stream) = self.clients.get_mut(&link).filter(|s| s.epoch == epoch && s.up) else { return };
+        stream.up = false;
+        let connection = stream.connection;
+        self.coverage.add("gateway links broken", 1);
+        let delay = self.delay() + self.rng.below(2) * self.rng.below(2_000) * MS;
+        let incarnation = self.gateways[link.0].incarnation;
+        self.after(delay, Event::ClientGone { to: link.1, incarnation, connection });
+        self.gateways[link.0].router.handle_link_down(NodeId(link.1.0), connection);
+        self.dispatch(link.0);
+    }
+
+    fn break_client(&mut self, link: ClientLink) {
+        let Some(epoch) = self.clients.get(&link).filter(|s| s.up).map(|s| s.epoch) else { return };
+        let delay = self.delay();
+        self.after(delay, Event::ClientDown { link, epoch });
+    }
+
+    fn answer(&mut self, asker: Asker, reply: ClientReply) {
+        let (link, epoch, id, open) = match asker {
+            Asker::Reader { id } => return self.read_answered(id, &reply),
+            Asker::Gateway { link, epoch, id, open } => (link, epoch, id, open),
+        };
+        let i = link.0;
+        if !self.gateways[i].alive || self.clients.get(&link).is_none_or(|s| !s.up || s.epoch != epoch) {
+            return;
+        }
+        let forgets = self.is(Canary::ReplayForgotten);
+        let reply = match reply {
+            ClientReply::Done { .. } if forgets => ClientReply::Done { durability_epoch: 1 },
+            other => other,
+        };
+        if let (true, ClientReply::Done { durability_epoch }) = (open, &reply) {
+            self.gateways[i].let_in(*durability_epoch);
+            // Whoever had the volume before is fenced for good now.
+            for j in 0..i {
+                if self.gateways[j].fenced_at.is_none() {
+                    self.gateways[j].fenced_at = Some(self.now);
+                    self.gateways[j].lose(&mut self.model);
                 }
             }
-            Ok(false) => {}
-            Err(text) => self.fail(text),
         }
-        self.dispatch(i, before, out);
+        self.gateways[i].router.handle_reply(id, reply);
+        self.dispatch(i);
     }
 
     // ---- faults ----
@@ -1277,7 +1465,7 @@ impl World {
             return;
         }
         node.life += 1;
-        node.frozen = false;
+        self.thaw(id);
         self.log(|| format!("{id} crashes"));
         self.coverage.add("crashes", 1);
         self.cut(id);
@@ -1320,14 +1508,26 @@ impl World {
         let conns: Vec<Conn> = self.conns.keys().copied().filter(pair).collect();
         for conn in conns {
             if let Some(s) = self.conns.get_mut(&conn) {
-                s.last[usize::from(conn.0.0 != from)] = u64::MAX / 2;
+                s.last[usize::from(conn.0.0 != from)] = STUCK;
             }
         }
         let sessions: Vec<Conn> = self.sessions.keys().copied().filter(pair).collect();
         for conn in sessions {
             if let Some(s) = self.sessions.get_mut(&conn) {
-                s.last[usize::from(conn.0.0 != from)] = u64::MAX / 2;
+                s.last[usize::from(conn.0.0 != from)] = STUCK;
             }
+        }
+        let mut silent = Vec::new();
+        for (link, s) in self.clients.iter_mut().filter(|(_, s)| s.up) {
+            let gateway = GATEWAY + link.0 as u32;
+            if (gateway, link.1.0) == (from, to) || (link.1.0, gateway) == (from, to) {
+                s.last[usize::from(gateway != from)] = STUCK;
+                silent.push((*link, s.epoch));
+            }
+        }
+        for (link, epoch) in silent {
+            let idle = self.rng.range(CLIENT_IDLE_NS[0], CLIENT_IDLE_NS[1]);
+            self.after(idle, Event::ClientDown { link, epoch });
         }
     }
 
@@ -1342,6 +1542,11 @@ impl World {
         for conn in sessions {
             self.break_session(conn);
         }
+        let gateway = |l: &ClientLink| GATEWAY + l.0 as u32;
+        let clients = self.clients.keys().copied();
+        let clients: Vec<ClientLink> =
+            clients.filter(|l| (gateway(l), l.1.0) == (from, to) || (l.1.0, gateway(l)) == (from, to)).collect();
+        clients.into_iter().for_each(|link| self.break_client(link));
     }
 
     fn fault(&mut self) {
@@ -1382,7 +1587,14 @@ impl World {
                     }
                 }
             }
-            50..58 => {
+            50..54 => {
+                let up: Vec<ClientLink> = self.clients.iter().filter(|(_, s)| s.up).map(|(l, _)| *l).collect();
+                if let Some(link) = self.rng.pick(&up).copied() {
+                    self.log(|| format!("the link of gateway {} to {} breaks", link.0, link.1));
+                    self.break_client(link);
+                }
+            }
+            54..58 => {
                 let up: Vec<Conn> = self.sessions.iter().filter(|(_, s)| s.up).map(|(c, _)| *c).collect();
                 if let Some(conn) = self.rng.pick(&up).copied() {
                     self.log(|| format!("the session {} to {} breaks", conn.0, conn.1));
@@ -1438,6 +1650,9 @@ impl World {
                         g.lose(&mut self.model);
                         g.fenced_at = Some(self.now);
                     }
+                    let i = self.gateways.len() - 1;
+                    let links: Vec<ClientLink> = self.clients.keys().copied().filter(|l| l.0 == i && dead).collect();
+                    links.into_iter().for_each(|link| self.break_client(link));
                     self.log(|| {
                         format!("a gateway takes over, the old one {}", if dead { "is dead" } else { "lives" })
                     });
@@ -1463,6 +1678,7 @@ impl World {
                     && n.disk.rot(&mut self.rng)
                 {
                     self.rots += 1;
+                    self.gateways.iter_mut().for_each(|g| g.rotten = true);
                     self.coverage.add("bit rot", 1);
                 }
             }
@@ -1497,12 +1713,12 @@ impl World {
         for (from, to) in self.blocked.clone() {
             self.unblock(from, to);
         }
-        for node in self.nodes.values_mut() {
-            node.frozen = false;
-            node.disk.full = false;
-        }
         let ids: Vec<DiskId> = self.nodes.keys().copied().collect();
         for id in ids {
+            self.thaw(id);
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.disk.full = false;
+            }
             if self.nodes.get(&id).is_some_and(|n| n.replica.is_none()) {
                 self.start(id, false);
             }
@@ -1558,13 +1774,11 @@ impl World {
     fn compare(&mut self) {
         let i = self.gateways.len() - 1;
         for round in 0..2 {
-            let mut out = Vec::new();
-            let before = self.gateways[i].connection;
             match round {
-                0 => self.gateways[i].read_all(self.now, &mut self.model, &mut out),
-                _ => self.gateways[i].flush_all(self.now, &mut self.model, &mut out),
+                0 => self.gateways[i].read_all(self.now, &mut self.model),
+                _ => self.gateways[i].flush_all(self.now, &mut self.model),
             }
-            self.dispatch(i, before, out);
+            self.dispatch(i);
             let deadline = self.now + 10_000 * MS;
             while self.failure.is_none() && self.now < deadline && !self.gateways[i].is_quiet() {
                 self.step();

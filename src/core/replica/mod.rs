@@ -309,6 +309,8 @@ pub struct Replica {
     unsure_chunks: BTreeSet<ChunkId>,
     /// Chunks that the session copies now, with the newest version forwarded to them.
     copying: BTreeMap<ChunkId, (Generation, u64)>,
+    /// When the input came that is being handled.
+    now: Instant,
     actions: Vec<Action>,
     /// Blocks that no replica had right, and blocks repaired from another one.
     lost_blocks: u64,
@@ -374,6 +376,7 @@ impl Replica {
             unsure_chunks: BTreeSet::new(),
             copying: BTreeMap::new(),
             state,
+            now: Instant(0),
             actions: Vec::new(),
             lost_blocks: 0,
             repaired_blocks: 0,
@@ -382,6 +385,7 @@ impl Replica {
 
     /// Takes one input at time `now`; returns what is to be done, in order.
     pub fn handle(&mut self, input: Input, now: Instant, env: &mut dyn Env) -> Vec<Action> {
+        self.now = now;
         if matches!(self.role, Role::Failed) {
             if let Input::Client(request) = input {
                 self.reply(request.id, ClientReply::NotPrimary);
@@ -391,7 +395,9 @@ impl Replica {
         match input {
             Input::Config(config) => self.handle_config(config, now, env),
             Input::Client(request) => self.handle_client(request, env),
-            Input::ClientGone { volume, connection } => self.cancel_unordered(volume, |c| c.1 == connection),
+            Input::ClientGone { volume, incarnation, connection } => {
+                self.cancel_unordered(volume, |c| c == (incarnation, connection));
+            }
             Input::Peer { from, message } => self.handle_peer(from, message, now, env),
             Input::Disk { token, result } => self.handle_disk(token, result, now, env),
             Input::GrantsEnd { generation, at } => {

@@ -588,8 +588,11 @@ impl Replica {
 
     /// A complete learner is proposed as a member, one at a time.
     pub(super) fn propose_promotions(&mut self, env: &mut dyn Env) {
-        // Also one that waits for a member to accept: that member may be dead, and the learner its replacement (R5).
-        if self.proposal.is_some() || !self.is_primary() {
+        // Also one that waits for a member to accept: that member may be dead, and the learner its replacement (R5). But
+        // not before the leases of earlier primaries have run out: the new member, which granted none of them, may be
+        // the next primary and would not know how long to wait (R7).
+        let outlived = self.activation.grants_end.is_some_and(|at| at <= self.now);
+        if self.proposal.is_some() || !self.is_primary() || !outlived {
             return;
         }
         let ready = self.sessions.values().find(|s| s.is_ready()).map(|s| s.learner);

@@ -618,6 +618,8 @@ pub enum Input {
     ClientGone {
         /// Volume.
         volume: VolumeId,
+        /// The gateway's attach incarnation: two gateways may use the same connection number.
+        incarnation: u64,
         /// Connection number.
         connection: u64,
     },

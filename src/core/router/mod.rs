@@ -12,7 +12,7 @@
 //!   so that what an earlier attempt left behind can't overwrite what came later.
 //! - A FLUSH goes to every PG with an acked write that no finished FLUSH covers; the first ones to all PGs, as an
 //!   earlier gateway may have left something (R12).
-//! - Acked writes are kept until a FLUSH covers them, and sent again, in their order and before anything else, when a
+//! - Acked writes are kept until a FLUSH covers them, and their newest values sent again, before anything else, when a
 //!   PG's durability epoch shows that it may have lost them (R13).
 //! - What is kept is bounded: past [`UNFLUSHED_BYTES_MAX`] a FLUSH is made in the background, past twice as much new
 //!   writes wait for it.
@@ -24,6 +24,7 @@
 //!      └── link down · not the primary · another primary ──────────────────────────────────────┘
 //! ```
 
+mod replay;
 #[cfg(test)]
 mod tests;
 
@@ -535,13 +536,11 @@ impl Router {
                 route.phase = Phase::Replaying;
                 route.durability_epoch = None;
                 route.replaying_to = *durability_epoch;
-                route.replays = route.unflushed.len();
-                let replay =
-                    |(order, op): &(u64, ClientOp)| Waiting { order: *order, op: op.clone(), origin: Origin::Replay };
-                let replays: Vec<Waiting> = route.unflushed.iter().map(replay).collect();
+                let replays = replay::newest(route.unflushed.iter().map(|(_, op)| op));
+                route.replays = replays.len();
                 self.actions.push(Action::Replaying { pg, writes: replays.len() });
-                for replay in replays {
-                    self.send(pg, replay);
+                for op in replays {
+                    self.send(pg, Waiting { order: 0, op, origin: Origin::Replay });
                 }
             }
             ClientReply::Fenced => self.fence(),

@@ -168,7 +168,7 @@ fn of_two_flushes_at_once_both_wait() {
 }
 
 #[test]
-fn a_new_epoch_is_answered_by_a_replay_in_order_and_before_all_else() {
+fn a_new_epoch_is_answered_by_a_replay_of_the_newest_values_before_all_else() {
     let mut bed = Bed::open();
     bed.router.submit(2, pg(0), write(0, 1));
     bed.reply(pg(0), done(1));
@@ -179,15 +179,12 @@ fn a_new_epoch_is_answered_by_a_replay_in_order_and_before_all_else() {
     bed.restart(1);
     bed.let_in(pg(0), 2);
     let first = bed.next(pg(0));
-    assert_eq!(format!("{:?}", first.op), format!("{:?}", write(0, 1)));
-    // The link breaks in the middle: all of it again.
-    bed.router.handle_reply(first.id, done(2));
+    assert_eq!(format!("{:?}", first.op), format!("{:?}", write(0, 2)), "an older value may never come over it");
+    // The link breaks before the answer: again.
     bed.restart(1);
     bed.let_in(pg(0), 2);
-    for byte in [1, 2] {
-        assert_eq!(format!("{:?}", bed.reply(pg(0), done(2))), format!("{:?}", write(0, byte)));
-        assert_eq!(bed.answers.len(), 2, "a replay answers nobody");
-    }
+    assert_eq!(format!("{:?}", bed.reply(pg(0), done(2))), format!("{:?}", write(0, 2)));
+    assert_eq!(bed.answers.len(), 2, "a replay answers nobody");
     assert_eq!(format!("{:?}", bed.reply(pg(0), done(2))), format!("{:?}", write(0, 3)), "then what was under way");
     assert_eq!(bed.answers.last(), Some(&(4, done(2))));
 }
