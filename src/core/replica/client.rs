@@ -221,10 +221,6 @@ impl Replica {
     }
 
     /// The chunk's space is reserved on all members: order the write.
-    pub(super) fn reserved(&mut self, ticket: Ticket) {
-        self.granted_later.push(ticket);
-    }
-
     fn reserved_with(&mut self, ticket: Ticket, env: &mut dyn Env) {
         let Some(op) = self.ops.get_mut(&ticket) else { return };
         let (chunk, range) = (op.chunk, op.range.clone());

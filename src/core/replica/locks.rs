@@ -2,8 +2,9 @@
 //!
 //! A write holds an exclusive lock until every member has it, so that a read which overlaps an unacked write
 //! waits (R10) and overlapping writes reach the members in one order. Reads share. Resync shares too, and passes
-//! by writes that wait, and by those that are applied here: a write that waits for a dead member must not keep the
-//! learner from completing which is to take that member's place (R5).
+//! by writes that wait for their turn or for space, and by those that are applied here: a write that waits for a dead
+//! member must not keep the learner from completing which is to take that member's place (R5). A parked write goes on
+//! only when no resync read is under way on its blocks: what is ordered then is forwarded behind what was read.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -20,6 +21,10 @@ pub enum Mode {
     Shared,
     /// A write, or a repair.
     Exclusive,
+    /// A write that isn't ordered yet and waits for its space on all members.
+    Parked,
+    /// One that has its space, and waits for the resync reads that passed it by.
+    Waking,
     /// A write that this disk has applied.
     Applied,
     /// A read for a learner.
@@ -40,8 +45,8 @@ impl Lock {
 
     /// True if `self` can't have its lock while `held` is held.
     fn waits_for(&self, held: &Lock) -> bool {
-        let writes = |m: Mode| matches!(m, Mode::Exclusive | Mode::Applied);
-        let passes = self.mode == Mode::Resync && held.mode == Mode::Applied;
+        let writes = |m: Mode| !matches!(m, Mode::Shared | Mode::Resync);
+        let passes = self.mode == Mode::Resync && matches!(held.mode, Mode::Applied | Mode::Parked);
         self.overlaps(held) && (writes(self.mode) || writes(held.mode)) && !passes
     }
 
@@ -94,9 +99,41 @@ impl Locks {
         self.grant(chunk)
     }
 
-    fn grant(&mut self, chunk: ChunkId) -> Vec<Ticket> {
+    /// A write waits for its space: resync may pass it by.
+    pub fn park(&mut self, chunk: ChunkId, ticket: Ticket) {
+        let locks = self.chunks.get_mut(&chunk);
+        for lock in locks.into_iter().flat_map(|l| &mut l.held).filter(|l| l.ticket == ticket) {
+            lock.mode = Mode::Parked;
+        }
+    }
+
+    /// A parked write has its space. True: it goes on. False: a resync read is under way; [`Locks::release`] will
+    /// return its ticket.
+    pub fn unpark(&mut self, chunk: ChunkId, ticket: Ticket) -> bool {
+        let locks = self.chunks.get_mut(&chunk);
+        for lock in locks.into_iter().flat_map(|l| &mut l.held).filter(|l| l.ticket == ticket) {
+            lock.mode = Mode::Waking;
+        }
+        self.wake(chunk).contains(&ticket)
+    }
+
+    /// Waking writes that no resync read stands in the way of any more.
+    fn wake(&mut self, chunk: ChunkId) -> Vec<Ticket> {
         let Some(locks) = self.chunks.get_mut(&chunk) else { return Vec::new() };
-        let mut granted = Vec::new();
+        let reads: Vec<Lock> = locks.held.iter().filter(|l| l.mode == Mode::Resync).cloned().collect();
+        let mut woken = Vec::new();
+        for lock in locks.held.iter_mut().filter(|l| l.mode == Mode::Waking) {
+            if !reads.iter().any(|r| r.overlaps(lock)) {
+                lock.mode = Mode::Exclusive;
+                woken.push(lock.ticket);
+            }
+        }
+        woken
+    }
+
+    fn grant(&mut self, chunk: ChunkId) -> Vec<Ticket> {
+        let mut granted = self.wake(chunk);
+        let Some(locks) = self.chunks.get_mut(&chunk) else { return granted };
         let mut still_waiting: VecDeque<Lock> = VecDeque::new();
         for lock in std::mem::take(&mut locks.waiting) {
             if locks.held.iter().any(|l| lock.waits_for(l)) || still_waiting.iter().any(|l| lock.waits_behind(l)) {
@@ -152,6 +189,25 @@ mod tests {
         assert!(!locks.acquire(C, 0..1, Mode::Shared, 4), "a read waits until every member has the write (R10)");
         assert!(locks.release(C, 1).is_empty(), "the next write waits for the resync read");
         assert_eq!(locks.release(C, 3), vec![2]);
+    }
+
+    #[test]
+    fn resync_passes_by_a_write_that_waits_for_space() {
+        let mut locks = Locks::default();
+        assert!(locks.acquire(C, 0..4, Mode::Exclusive, 1));
+        locks.park(C, 1);
+        assert!(locks.acquire(C, 2..8, Mode::Resync, 2), "it isn't ordered: it will be forwarded");
+        assert!(!locks.acquire(C, 0..1, Mode::Shared, 3), "others still wait for it");
+        assert!(!locks.unpark(C, 1), "it would be forwarded before what is being read");
+        assert!(!locks.acquire(C, 0..8, Mode::Resync, 4), "no more of them, else it would wait for ever");
+        assert_eq!(locks.release(C, 2), vec![1]);
+        assert!(locks.release(C, 1).contains(&4));
+        locks.release(C, 4);
+        locks.release(C, 3);
+        assert!(locks.is_empty());
+        assert!(locks.acquire(C, 0..4, Mode::Exclusive, 5));
+        locks.park(C, 5);
+        assert!(locks.unpark(C, 5));
     }
 
     #[test]

@@ -581,6 +581,7 @@ impl Replica {
         if self.prepared.contains(&chunk) {
             return true;
         }
+        self.locks.park(chunk, ticket);
         let first = !self.preparing.contains_key(&chunk);
         self.preparing.entry(chunk).or_default().waiters.push(ticket);
         if first {
@@ -620,7 +621,9 @@ impl Replica {
             self.preparing.remove(&chunk);
             self.prepared.insert(chunk);
             for ticket in waiters {
-                self.reserved(ticket);
+                if self.locks.unpark(chunk, ticket) {
+                    self.granted_later.push(ticket);
+                }
             }
         } else {
             p.retry_at = Some(now + SPACE_RETRY);
