@@ -539,8 +539,7 @@ impl Replica {
             }
             PeerMessage::ConfigRefused { generation } => {
                 if generation == self.generation() && self.is_primary() {
-                    self.faulty.insert(from);
-                    self.propose_removals(now, env);
+                    self.teach_again(from);
                 }
             }
             PeerMessage::Activate { generation, base_sequence } => self.on_activate(generation, base_sequence),

@@ -152,9 +152,10 @@ impl Replica {
             })
             .filter(|d| continuing && self.sessions.get(d).is_none_or(|s| !s.is_ready() || s.has_unacked_forwards()))
             .collect();
-        // A newcomer whose session broke before the outcome was known may lack forwarded writes: it can't count.
+        // A newcomer whose session broke before the outcome was known may lack forwarded writes: it is taught again.
         let broken = held_back.iter().filter(|d| self.sessions.get(d).is_none_or(|s| !s.is_ready()));
-        self.faulty = broken.copied().collect();
+        let broken: Vec<DiskId> = broken.copied().collect();
+        self.faulty.clear();
         if !continuing {
             self.prepared.clear();
         }
@@ -176,7 +177,22 @@ impl Replica {
         self.persist(Waiting::Persist(generation));
         self.send_new_config();
         self.sync_sessions();
+        for disk in broken {
+            self.teach_again(disk);
+        }
         self.propose_removals(now, env);
+    }
+
+    /// A recorded member that has not accepted and lacks something: it gets it by a session, as a learner does, and
+    /// accepts afterwards. Removing it may not be possible (R5).
+    pub(super) fn teach_again(&mut self, disk: DiskId) {
+        let member = self.state.config.members.iter().copied().find(|m| m.disk == disk);
+        let Some(replica) = member.filter(|_| self.activation.waiting.contains(&disk)) else { return };
+        self.activation.held_back.insert(disk);
+        self.activation.newcomers.entry(disk).or_insert(self.last_sequence);
+        if self.sessions.get(&disk).is_none_or(|s| !s.is_to(replica)) {
+            self.new_session(super::super::cluster::Learner { replica, replaces: None, class: ResyncClass::Repair });
+        }
     }
 
     fn send_new_config(&mut self) {
@@ -189,7 +205,11 @@ impl Replica {
 
     /// A promoted learner has applied all that was forwarded to it: it may accept the configuration now.
     pub(super) fn release_held_back(&mut self, learner: DiskId) {
-        if self.activation.held_back.remove(&learner) && matches!(self.role, Role::Primary(Phase::Collecting)) {
+        let has_all = self.sessions.get(&learner).is_some_and(|s| s.is_ready() && !s.has_unacked_forwards());
+        if has_all
+            && self.activation.held_back.remove(&learner)
+            && matches!(self.role, Role::Primary(Phase::Collecting))
+        {
             // Its session ends here: what is ordered from now on reaches it as a member.
             let base = self.last_sequence;
             self.activation.newcomers.insert(learner, base);

@@ -137,6 +137,10 @@ impl Session {
         self.state == State::Ready && self.up
     }
 
+    pub(super) fn is_to(&self, replica: Member) -> bool {
+        self.learner == replica
+    }
+
     pub(super) fn has_unacked_forwards(&self) -> bool {
         !self.forwards.is_empty()
     }
@@ -173,7 +177,8 @@ impl Replica {
         for learner in stale {
             // A promoted learner's forwards may still be on the way; its session ends when they are applied.
             let promoted = self.sessions.get(&learner).is_some_and(|s| self.state.config.is_member(s.learner));
-            if promoted && self.sessions.get(&learner).is_some_and(Session::has_unacked_forwards) {
+            let unfinished = self.sessions.get(&learner).is_some_and(Session::has_unacked_forwards);
+            if promoted && (unfinished || self.activation.held_back.contains(&learner)) {
                 continue;
             }
             self.sessions.remove(&learner);
@@ -196,7 +201,7 @@ impl Replica {
         }
     }
 
-    fn new_session(&mut self, learner: Learner) {
+    pub(super) fn new_session(&mut self, learner: Learner) {
         let disk = learner.replica.disk;
         // Reads for an earlier session to this learner must not be taken for this one's.
         for op in self.ops.values_mut() {
@@ -215,9 +220,15 @@ impl Replica {
     }
 
     pub(super) fn session_up(&mut self, learner: DiskId) {
-        let config = PgConfig { learners: self.learners.clone(), ..self.state.config.clone() };
+        let mut config = PgConfig { learners: self.learners.clone(), ..self.state.config.clone() };
         if let Some(session) = self.sessions.get_mut(&learner) {
             session.up = true;
+            let replica = session.learner;
+            if config.is_member(replica) {
+                // Until it has accepted, it is a learner (see `teach_again`).
+                config.members.retain(|m| *m != replica);
+                config.learners.push(Learner { replica, replaces: None, class: session.class });
+            }
             self.tell_learner(learner, SessionMessage::Open { config });
         }
     }
@@ -229,9 +240,11 @@ impl Replica {
         }
         let Some(old) = self.sessions.remove(&peer) else { return };
         let promoted = self.state.config.is_member(old.learner);
-        if self.activation.held_back.remove(&peer) || promoted {
-            // It was promoted, but may lack forwarded writes: it must not count.
-            self.faulty.insert(peer);
+        if self.activation.held_back.contains(&peer) {
+            // It was promoted, but may lack forwarded writes: it must not count before it has them.
+            self.teach_again(peer);
+        } else if promoted {
+            // It had everything when it was told of the configuration.
         } else if let Some(learner) = self.learners.iter().copied().find(|l| l.replica == old.learner) {
             // While its promotion is proposed, acks need it (R3), and no new session may make it incomplete: it may be
             // a member already. The outcome ends both.
@@ -579,6 +592,8 @@ impl Replica {
                 if session.state == State::Finishing {
                     session.state = State::Ready;
                 }
+                self.release_held_back(from);
+                self.sync_sessions();
                 self.propose_promotions(env);
             }
             _ => {}

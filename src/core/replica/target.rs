@@ -44,6 +44,8 @@ impl Replica {
             let stale = config.generation < self.generation()
                 || self.is_primary()
                 || config.is_member(self.me)
+                // It has accepted that very configuration: it is no learner any more.
+                || (config.generation == self.generation() && matches!(self.role, Role::Secondary))
                 || !config.learners.iter().any(|l| l.replica == self.me);
             if stale || !self.ops.is_empty() || !self.applying.is_empty() || self.accepting.is_some() {
                 // The primary's stream will be closed by its driver and opened again.
