@@ -144,6 +144,18 @@ struct Range {
     count: u32,
 }
 
+impl Range {
+    fn of((chunk, first, count): &(ChunkId, u32, u32)) -> Self {
+        Range { volume: chunk.volume.0, chunk: chunk.index, first: *first, count: *count }
+    }
+
+    /// `None` if it isn't within a chunk.
+    fn checked(&self) -> Option<(ChunkId, u32, u32)> {
+        let within = self.count > 0 && u64::from(self.first) + u64::from(self.count) <= BLOCKS_PER_CHUNK as u64;
+        within.then_some((ChunkId { volume: VolumeId(self.volume), index: self.chunk }, self.first, self.count))
+    }
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct Fence {
     #[prost(uint64, tag = "1")]
@@ -229,10 +241,7 @@ pub fn encode(address: Address, message: &PeerMessage) -> Frame {
     let (kind, meta, payload) = match message {
         PeerMessage::NewConfig { config } => (kind::NEW_CONFIG, Meta { config: Some(config.into()), ..m }, none),
         PeerMessage::ConfigAccepted { generation, last_sequence, uncommitted, fences } => {
-            let ranges = uncommitted
-                .iter()
-                .map(|(c, first, count)| Range { volume: c.volume.0, chunk: c.index, first: *first, count: *count })
-                .collect();
+            let ranges = uncommitted.iter().map(Range::of).collect();
             let fences = fences.iter().map(|(v, i)| Fence { volume: v.0, incarnation: *i }).collect();
             let meta = Meta { sequence: *last_sequence, ranges, fences, ..m }.generation(*generation);
             (kind::CONFIG_ACCEPTED, meta, none)
@@ -327,7 +336,9 @@ fn encode_session(m: Meta, message: &SessionMessage) -> (u16, Meta, Bytes) {
             (kind::FORWARD, meta, payload)
         }
         SessionMessage::Forwarded { sequence } => (kind::FORWARDED, Meta { sequence: *sequence, ..m }, none),
-        SessionMessage::Finish => (kind::FINISH, m, none),
+        SessionMessage::Finish { sequence, uncommitted } => {
+            (kind::FINISH, Meta { sequence: *sequence, ranges: uncommitted.iter().map(Range::of).collect(), ..m }, none)
+        }
         SessionMessage::Finished => (kind::FINISHED, m, none),
     }
 }
@@ -399,12 +410,7 @@ pub fn decode(frame: &Frame) -> Result<(Address, PeerMessage), DecodePeer> {
         kind::CONFIG_ACCEPTED => PeerMessage::ConfigAccepted {
             generation,
             last_sequence: meta.sequence,
-            uncommitted: meta
-                .ranges
-                .iter()
-                .map(|r| (ChunkId { volume: VolumeId(r.volume), index: r.chunk }, r.first, r.count))
-                .filter(|(_, first, count)| *count > 0 && u64::from(*first) + u64::from(*count) <= 1024)
-                .collect(),
+            uncommitted: meta.ranges.iter().filter_map(Range::checked).collect(),
             fences: meta.fences.iter().map(|f| (VolumeId(f.volume), f.incarnation)).collect(),
         },
         kind::CONFIG_REFUSED => PeerMessage::ConfigRefused { generation },
@@ -489,7 +495,10 @@ pub fn decode(frame: &Frame) -> Result<(Address, PeerMessage), DecodePeer> {
             op: take_operation(kind, &meta, &frame.payload)?,
         }),
         kind::FORWARDED => PeerMessage::Session(SessionMessage::Forwarded { sequence: meta.sequence }),
-        kind::FINISH => PeerMessage::Session(SessionMessage::Finish),
+        kind::FINISH => PeerMessage::Session(SessionMessage::Finish {
+            sequence: meta.sequence,
+            uncommitted: meta.ranges.iter().filter_map(Range::checked).collect(),
+        }),
         kind::FINISHED => PeerMessage::Session(SessionMessage::Finished),
         other => return Err(DecodePeer::UnknownKind(other)),
     };
@@ -574,11 +583,7 @@ impl StoredPg {
             config: Some((&state.config).into()),
             fences: state.fences.iter().map(|(v, i)| Fence { volume: v.0, incarnation: *i }).collect(),
             last_sequence: state.last_sequence,
-            uncommitted: state
-                .uncommitted
-                .iter()
-                .map(|(c, first, count)| Range { volume: c.volume.0, chunk: c.index, first: *first, count: *count })
-                .collect(),
+            uncommitted: state.uncommitted.iter().map(Range::of).collect(),
             volumes: Vec::new(),
         }
     }
@@ -590,11 +595,7 @@ impl StoredPg {
             complete,
             fences: self.fences.iter().map(|f| (VolumeId(f.volume), f.incarnation)).collect(),
             last_sequence: self.last_sequence,
-            uncommitted: self
-                .uncommitted
-                .iter()
-                .map(|r| (ChunkId { volume: VolumeId(r.volume), index: r.chunk }, r.first, r.count))
-                .collect(),
+            uncommitted: self.uncommitted.iter().filter_map(Range::checked).collect(),
         })
     }
 }
@@ -731,7 +732,7 @@ mod tests {
             s(SessionMessage::ChunkDone { chunk: CHUNK, generation: G, sequence: 4 }),
             s(SessionMessage::Forward { generation: G, sequence: 4, durable: false, op: write() }),
             s(SessionMessage::Forwarded { sequence: 4 }),
-            s(SessionMessage::Finish),
+            s(SessionMessage::Finish { sequence: 9, uncommitted: vec![(CHUNK, 1, 2)] }),
             s(SessionMessage::Finished),
         ]
     }

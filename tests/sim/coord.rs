@@ -1,6 +1,6 @@
 //! The coordinator after rules R1–R8: who lives, who leads, who learns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use evenkeel::core::cluster::{Learner, PgConfig, Replica as Member, ResyncClass};
 use evenkeel::core::ids::{BootId, DiskId, Generation, PgId};
@@ -32,6 +32,8 @@ pub struct Coordinator {
     pub dead_ns: u64,
     heard: BTreeMap<DiskId, Heard>,
     accused: BTreeMap<Member, (u64, u64)>,
+    /// Learners that became members: complete, whatever their disks' records say yet.
+    promoted: BTreeSet<Member>,
     /// When the member count was first seen to be too low.
     short_since: Option<u64>,
     pub failovers: u64,
@@ -53,6 +55,7 @@ impl Coordinator {
             dead_ns: 1_000 * MS,
             heard: BTreeMap::new(),
             accused: BTreeMap::new(),
+            promoted: BTreeSet::new(),
             short_since: None,
             failovers: 0,
             removals: 0,
@@ -120,6 +123,7 @@ impl Coordinator {
                 if !self.is_live(*replica, now) {
                     return false;
                 }
+                self.promoted.insert(*replica);
                 let learner = self.config.learners.remove(at);
                 match learner.replaces.and_then(|d| self.config.members.iter().position(|m| m.disk == d)) {
                     Some(seat) => self.config.members[seat] = *replica,
@@ -148,7 +152,8 @@ impl Coordinator {
             self.recover(now);
         } else if !live.contains(&primary) {
             // One that is known to be complete comes first.
-            let complete = |m: &&Member| self.heard.get(&m.disk).is_some_and(|h| h.complete);
+            let complete =
+                |m: &&Member| self.promoted.contains(m) || self.heard.get(&m.disk).is_some_and(|h| h.complete);
             let complete: Vec<Member> = live.iter().filter(complete).copied().collect();
             if let Some(first) = rng.pick(&complete).copied() {
                 let mut members = vec![first];

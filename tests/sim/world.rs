@@ -1109,7 +1109,8 @@ impl World {
         let heard = Heard {
             boot: node.disk.boot,
             at: self.now,
-            complete: state.complete,
+            // As the disk says (R21): a learner that has everything in memory alone is no source after a restart.
+            complete: node.disk.state.as_ref().is_some_and(|s| s.complete),
             generation: state.config.generation,
             mark: node.disk.mark,
             failed: node.disk.failed,

@@ -361,7 +361,8 @@ impl Replica {
                     let fence = SessionMessage::Forward { generation, sequence: 0, durable: false, op };
                     self.tell_learner(learner, fence);
                 }
-                return self.tell_learner(learner, SessionMessage::Finish);
+                let (sequence, uncommitted) = (self.last_sequence, self.unreconciled());
+                return self.tell_learner(learner, SessionMessage::Finish { sequence, uncommitted });
             }
             // Windows of chunks under way come first, then new chunks.
             let ready = session.active.iter().find(|(_, a)| !a.windows.is_empty()).map(|(c, _)| *c);
@@ -407,6 +408,15 @@ impl Replica {
                 return;
             }
         }
+    }
+
+    /// Ranges that an earlier primary may have left on some members only, this one among them.
+    fn unreconciled(&self) -> Vec<(ChunkId, u32, u32)> {
+        let earlier = self.uncommitted.values().chain(&self.activation.uncommitted).copied();
+        let again = self.activation.reconciling.iter().filter_map(|t| self.ops.get(t));
+        let again = again.map(|op| (op.chunk, op.range.start, op.range.end - op.range.start));
+        let all: BTreeSet<(ChunkId, u32, u32)> = earlier.chain(again).collect();
+        all.into_iter().collect()
     }
 
     /// The learner hears also of what was ordered on the chunk before: the copies contain it, but it may still be

@@ -129,7 +129,9 @@ impl Replica {
                     None => return,
                 },
             },
-            SessionMessage::Finish => {
+            SessionMessage::Finish { sequence, uncommitted } => {
+                let ranges = uncommitted.iter().zip(1..).map(|(range, i)| ((*sequence, i), *range));
+                self.uncommitted.extend(ranges);
                 if let Some(target) = &mut self.target {
                     target.finish = true;
                 }

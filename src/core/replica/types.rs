@@ -422,7 +422,13 @@ pub enum SessionMessage {
         sequence: u64,
     },
     /// P → L: everything has been sent; make it stable.
-    Finish,
+    Finish {
+        /// The primary's highest sequence.
+        sequence: u64,
+        /// Ranges whose content here may be on some members only: a primary that has not reconciled yet copies them
+        /// too, and should the learner lead next, it must reconcile them.
+        uncommitted: Vec<(ChunkId, u32, u32)>,
+    },
     /// L → P: everything is stable.
     Finished,
 }
