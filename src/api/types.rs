@@ -12,6 +12,7 @@
 //! | PATCH /v1/volumes/{name} | [`VolumeSet`] | [`VolumeInfo`] |
 //! | DELETE /v1/volumes/{name} | | [`Done`] |
 //! | POST /v1/nodes/{name}/state | [`NodeStateSet`] | [`NodeInfo`] |
+//! | POST /v1/pgs/{id}/force-promote | [`ForcePromoteRequest`] | [`ForcePromoteReply`] |
 //! | POST /v1/plan | [`PlanRequest`] | [`PlanReply`] |
 //! | GET /v1/resync, PATCH /v1/resync | , [`ResyncSet`] | [`ResyncInfo`] |
 //! | GET /v1/events?after=N | | list of [`Event`] |
@@ -327,6 +328,62 @@ pub struct PgInfo {
     pub bytes: u64,
     /// For an unavailable PG: what would bring it back.
     pub reason: String,
+}
+
+/// The operator's last resort for an unavailable PG: one copy leads, below min_replicas.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForcePromoteRequest {
+    /// The disk whose copy leads; none: the best complete one.
+    #[serde(default)]
+    pub disk: Option<DiskId>,
+    /// False: only say what would happen and what would be lost.
+    #[serde(default)]
+    pub accept_data_loss: bool,
+}
+
+/// What force-promote did, or would do.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ForcePromoteReply {
+    /// PG, as POOL.INDEX.
+    pub pg: String,
+    /// True: it was done. False: nothing has changed.
+    pub done: bool,
+    /// The disk whose copy leads.
+    pub disk: DiskId,
+    /// Its node's name.
+    pub node: String,
+    /// No acked write is missing on it.
+    pub lossless: bool,
+    /// What is or may be lost, in words.
+    pub loss: String,
+    /// Configuration before.
+    pub generation_before: Generation,
+    /// Configuration after; as before if nothing was done.
+    pub generation: Generation,
+    /// Disks that converge to it.
+    pub learners: Vec<DiskId>,
+    /// Members that leave, and what that means, one sentence each.
+    pub warnings: Vec<String>,
+    /// Every copy that answers, best first.
+    pub candidates: Vec<ForceCandidate>,
+}
+
+/// A copy that could lead.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ForceCandidate {
+    /// Its disk.
+    pub disk: DiskId,
+    /// Its node's name.
+    pub node: String,
+    /// The highest generation that it has.
+    pub generation: Generation,
+    /// It has all of that.
+    pub complete: bool,
+    /// The PG's sequence that its last flush covered.
+    pub flush_mark: u64,
+    /// What would be lost with it.
+    pub loss: String,
 }
 
 /// A what-if question; all empty: what does the cluster want to do now?

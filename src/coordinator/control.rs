@@ -249,6 +249,7 @@ impl Owner {
                 self.pg_bytes.insert(pg, entry.bytes);
             }
         }
+        self.runtime.handle_copies(node, self.state.map(), &m.copies);
         self.totals.handle_report(node, m.process, &m.resync_written_bytes);
         let now = self.now;
         if let Some(view) = self.runtime.nodes.get_mut(&node) {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::force;
 use super::runtime::Runtime;
 use crate::core::cluster::command::{Command, Liveness};
 use crate::core::cluster::state::domain_of;
@@ -103,7 +104,8 @@ fn recover(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> Option<Com
     let mark = |r: &Replica| {
         let copy = runtime.disks.get(&r.disk)?.copies.get(&config.pg).copied();
         match copy {
-            Some(copy) if copy.complete => Some((copy.generation, copy.flush_mark)),
+            // An operator's decision holds until it is carried out: the disk restarted before it had accepted it.
+            Some(copy) if copy.complete || config.forced => Some((copy.generation, copy.flush_mark)),
             Some(_) => None,
             None => (config.generation.n == 1).then(Default::default),
         }
@@ -223,13 +225,14 @@ pub fn state_of(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> PgSta
     let live = config.members.iter().filter(|m| runtime.is_live(**m)).count();
     let primary = config.primary().is_some_and(|p| runtime.is_live(p));
     if live == 0 {
-        return PgState::Unavailable(format!("no member answers: start {}", hosts(map, runtime, config)));
+        return PgState::Unavailable(format!("no member answers: {}", force::way_back(map, runtime, config)));
     }
-    if live < pool.min_replicas as usize {
+    let enough = live >= pool.min_replicas as usize || (config.forced && live == config.members.len());
+    if !enough {
         let wanted = pool.min_replicas;
         return PgState::Unavailable(format!(
-            "{live} of at least {wanted} copies answer: start {}, or wait until a copy is complete",
-            hosts(map, runtime, config)
+            "{live} of at least {wanted} copies answer: {}",
+            force::way_back(map, runtime, config)
         ));
     }
     if !primary {
@@ -239,14 +242,6 @@ pub fn state_of(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> PgSta
         return PgState::Unavailable(format!("its primary {} gets ready to serve", primary.disk));
     }
     if live >= pool.replicas as usize && live == config.members.len() { PgState::Clean } else { PgState::Degraded }
-}
-
-/// The nodes whose members don't answer.
-fn hosts(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> String {
-    let missing = config.members.iter().filter(|m| !runtime.is_live(**m));
-    let names: BTreeSet<&str> =
-        missing.filter_map(|m| Some(map.nodes.get(&map.disks.get(&m.disk)?.node)?.name.as_str())).collect();
-    if names.is_empty() { "more nodes".to_owned() } else { names.into_iter().collect::<Vec<_>>().join(", ") }
 }
 
 /// Copies that nobody needs any more: the PG is clean at full count without them, or its pool was deleted. Gives

@@ -90,6 +90,13 @@ pub struct Copy {
     pub flush_mark: u64,
 }
 
+impl From<&control::PgReport> for Copy {
+    fn from(p: &control::PgReport) -> Self {
+        let generation = Generation { epoch: p.generation_epoch, n: p.generation_n };
+        Copy { generation, complete: p.complete, flush_mark: p.flush_mark }
+    }
+}
+
 /// A disk as it registered.
 #[derive(Clone, Debug)]
 pub struct DiskView {
@@ -182,10 +189,7 @@ impl Runtime {
     pub fn handle_registered(&mut self, conn: ConnId, reg: &control::Register, now: Instant) -> Option<ConnId> {
         let node = NodeId(reg.node);
         for disk in &reg.disks {
-            let copies = disk.pgs.iter().map(|p| {
-                let generation = Generation { epoch: p.generation_epoch, n: p.generation_n };
-                (PgId::from_u64(p.pg), Copy { generation, complete: p.complete, flush_mark: p.flush_mark })
-            });
+            let copies = disk.pgs.iter().map(|p| (PgId::from_u64(p.pg), Copy::from(p)));
             let view = DiskView {
                 node,
                 boot: BootId(disk.boot),
@@ -389,6 +393,20 @@ impl Runtime {
         }
     }
 
+    /// A node says how far copies are that are no members: learners, and old ones.
+    pub fn handle_copies(&mut self, node: NodeId, map: &ClusterMap, copies: &[control::CopyStats]) {
+        for stats in copies {
+            let (disk, Some(report)) = (DiskId(stats.disk), &stats.report) else { continue };
+            let pg = PgId::from_u64(report.pg);
+            let Some(view) = self.disks.get_mut(&disk).filter(|d| d.node == node) else { continue };
+            let replica = Replica { disk, boot: view.boot };
+            // What it said before it became a member may come late.
+            if map.pgs.get(&pg).is_some_and(|c| !c.is_member(replica)) {
+                view.copies.insert(pg, Copy::from(report));
+            }
+        }
+    }
+
     /// The disk's boot, if it answers now.
     pub fn live_boot(&self, disk: DiskId) -> Option<BootId> {
         let view = self.disks.get(&disk).filter(|v| !v.failed)?;
@@ -403,8 +421,13 @@ impl Runtime {
 
     /// A live member that may be primary: complete, as far as its disk says (R21).
     pub fn may_serve(&self, config: &PgConfig, replica: Replica) -> bool {
-        if !self.is_live(replica) {
-            return false;
+        self.is_live(replica) && self.has_whole_copy(config, replica)
+    }
+
+    /// Complete, as far as its disk says (R21), or made the only member by the operator (R5).
+    pub fn has_whole_copy(&self, config: &PgConfig, replica: Replica) -> bool {
+        if config.is_forced_on(replica) {
+            return true;
         }
         match self.disks.get(&replica.disk).and_then(|d| d.copies.get(&config.pg)) {
             Some(copy) => copy.complete,

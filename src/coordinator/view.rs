@@ -82,7 +82,7 @@ impl Owner {
         self.runtime.disks.get(&disk).map_or(0.0, |d| d.used_bytes as f64 / (d.capacity_bytes.max(1)) as f64)
     }
 
-    fn node_name(&self, node: NodeId) -> String {
+    pub(super) fn node_name(&self, node: NodeId) -> String {
         self.state.map().nodes.get(&node).map_or_else(|| node.to_string(), |n| n.name.clone())
     }
 
@@ -197,6 +197,16 @@ impl Owner {
                 "maintenance" => warnings.push(format!("Node {name} is in maintenance: end it when it is done.")),
                 _ => {}
             }
+        }
+        let below = |c: &&PgConfig| {
+            c.forced && map.pools.get(&c.pg.pool).is_some_and(|p| c.members.len() < p.min_replicas as usize)
+        };
+        let forced: Vec<String> = map.pgs.values().filter(below).map(|c| c.pg.to_string()).collect();
+        if !forced.is_empty() {
+            warnings.push(format!(
+                "PG {} was force-promoted and has fewer copies than its pool's minimum: give it disks to be copied to.",
+                forced[..forced.len().min(8)].join(", ")
+            ));
         }
         if pgs.degraded > 0 {
             warnings.push(format!(

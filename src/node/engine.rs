@@ -736,6 +736,7 @@ impl Engine {
                     stats.full_pgs.push(key.1.to_u64());
                     stats.full_disks.push(key.0.0);
                 }
+                stats.copies.extend(self.copy_stats(*key, replica));
                 continue;
             }
             if replica.is_serving() {
@@ -774,6 +775,23 @@ impl Engine {
         self.parts.counters.lost_blocks.store(lost, Ordering::Relaxed);
         *self.parts.stats.lock() = stats.clone();
         drop(self.parts.control.send(ToCoordinator::Stats(Box::new(stats))));
+    }
+
+    /// What the disk has of a PG whose member it isn't.
+    fn copy_stats(&self, (disk, pg): Key, replica: &Replica) -> Option<msg::CopyStats> {
+        let config = replica.config();
+        if !replica.is_outside() || config.generation == Generation::default() {
+            return None;
+        }
+        let report = msg::PgReport {
+            pg: pg.to_u64(),
+            generation_epoch: config.generation.epoch,
+            generation_n: config.generation.n,
+            complete: replica.is_complete(),
+            flush_mark: self.parts.disks.get(&disk).map_or(0, |d| d.disk().flush_mark(pg)),
+            durability_epoch: config.durability_epoch,
+        };
+        Some(msg::CopyStats { disk: disk.0, report: Some(report) })
     }
 
     /// Lets disks finish what they have, stores each replica's last state, and closes the disks cleanly.

@@ -462,6 +462,20 @@ pub struct Stats {
     /// The process that counts (see `Register.process`).
     #[prost(uint64, tag = "15")]
     pub process: u64,
+    /// Copies on this node's disks that are no members: learners, and old ones. What each disk knows of its PG.
+    #[prost(message, repeated, tag = "16")]
+    pub copies: Vec<CopyStats>,
+}
+
+/// A copy that is no member.
+#[derive(Clone, PartialEq, Message)]
+pub struct CopyStats {
+    /// DiskId.
+    #[prost(uint32, tag = "1")]
+    pub disk: u32,
+    /// What it knows.
+    #[prost(message, optional, tag = "2")]
+    pub report: Option<PgReport>,
 }
 
 /// Bytes that a PG's primary holds.

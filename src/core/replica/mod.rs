@@ -22,6 +22,8 @@ mod member;
 mod primary;
 mod source;
 mod target;
+#[cfg(test)]
+mod tests;
 pub mod types;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -210,6 +212,11 @@ enum Waiting {
     SourceTable(DiskId),
     /// The chunks of a volume that is to be deleted.
     DeleteTable(VolumeId),
+    /// The chunks of an incomplete copy that the operator made lead under this generation; the version of one; all
+    /// versions made stable.
+    ForcedTable(Generation),
+    ForcedVersion(Generation),
+    ForcedFlush(Generation),
     /// The learner's record and then its table.
     TargetOpen,
     TargetTable,
@@ -234,6 +241,8 @@ struct Activation {
     reconciling: BTreeSet<Ticket>,
     /// Repairs look again once all members can answer.
     repairs_due: bool,
+    /// Chunks of an incomplete copy that the operator made lead, whose versions are still being set.
+    restamping: usize,
 }
 
 /// A secondary's acceptance that waits for what it admitted before (R6).
@@ -326,6 +335,7 @@ impl Replica {
                 members: Vec::new(),
                 learners: Vec::new(),
                 last_proposal: 0,
+                forced: false,
             },
             complete: false,
             fences: Vec::new(),
@@ -430,6 +440,16 @@ impl Replica {
         matches!(self.role, Role::Primary(_))
     }
 
+    /// True if it is no member of its configuration, as far as it knows: a learner, or an old copy.
+    pub fn is_outside(&self) -> bool {
+        matches!(self.role, Role::Outside)
+    }
+
+    /// True if it has all that its configuration had.
+    pub fn is_complete(&self) -> bool {
+        self.state.complete || self.caught_up_with.is_some()
+    }
+
     /// The accepted configuration.
     pub fn config(&self) -> &PgConfig {
         &self.state.config
@@ -448,7 +468,7 @@ impl Replica {
             config: self.state.config.clone(),
             // A learner that has everything may have been promoted while it stops cleanly; what was acked since, it
             // was asked for. A new session takes this back first.
-            complete: self.state.complete || self.caught_up_with.is_some(),
+            complete: self.is_complete(),
             fences: self.fences.iter().map(|(v, i)| (*v, *i)).collect(),
             last_sequence: self.last_sequence,
             uncommitted,
@@ -673,6 +693,14 @@ impl Replica {
             }
             Waiting::SourceTable(learner) => self.source_table(learner, result),
             Waiting::DeleteTable(volume) => self.delete_chunks(volume, result, env),
+            Waiting::ForcedTable(generation) => self.forced_table(generation, result),
+            Waiting::ForcedVersion(generation) => {
+                if generation == self.generation() {
+                    self.activation.restamping = self.activation.restamping.saturating_sub(1);
+                }
+                self.restamped(generation);
+            }
+            Waiting::ForcedFlush(generation) => self.forced_stable(generation),
             Waiting::TargetOpen | Waiting::TargetTable | Waiting::TargetFinish => {
                 self.target_disk_done(waiting, result)
             }

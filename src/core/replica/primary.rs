@@ -44,10 +44,11 @@ impl Replica {
         self.actions.push(Action::AcceptGeneration { config });
     }
 
-    /// Complete, or fresh: the PG's first configuration has no data that could be missing.
+    /// Complete, or fresh: the PG's first configuration has no data that could be missing. Or the operator's decision,
+    /// which the record itself carries (R5).
     pub(super) fn can_be_member(&self, config: &PgConfig) -> bool {
         let fresh = self.generation() == Generation::default() && config.generation.n == 1;
-        self.state.complete || fresh || self.caught_up_with.is_some()
+        self.is_complete() || fresh || config.is_forced_on(self.me)
     }
 
     /// Another replica leads now: clients go there, what is in flight counts as uncommitted.
@@ -122,10 +123,11 @@ impl Replica {
             }
             self.target_session_down();
         }
+        let incomplete = config.is_forced_on(self.me) && !self.is_complete();
         // By disk and boot: a restarted member that comes back in its own place is a newcomer too (R1).
         let old_members: BTreeSet<Member> = self.state.config.members.iter().copied().collect();
         self.state.config = PgConfig { learners: Vec::new(), ..config.clone() };
-        self.state.complete = true;
+        self.state.complete = !incomplete;
         self.unsure_chunks.clear();
         self.caught_up_with = None;
         self.role = Role::Primary(Phase::Collecting);
@@ -170,13 +172,52 @@ impl Replica {
             grants_end: continuing.then_some(now),
             reconciling: BTreeSet::new(),
             repairs_due: true,
+            restamping: 0,
         };
         self.actions.push(Action::AcceptGeneration { config: config.clone() });
         let generation = config.generation;
-        self.persist(Waiting::Persist(generation));
+        if incomplete {
+            self.disk(DiskOp::Table, Waiting::ForcedTable(generation));
+        } else {
+            self.persist(Waiting::Persist(generation));
+        }
         self.send_new_config();
         self.sync_sessions();
         self.propose_removals(now, env);
+    }
+
+    /// The operator made an incomplete copy lead (R5). A half-copied chunk may carry the version of another content, and
+    /// some replica may have that one: each chunk's content begins anew under this generation, stably, before the copy
+    /// calls itself complete.
+    pub(super) fn forced_table(&mut self, generation: Generation, result: DiskResult) {
+        if generation != self.generation() || !self.is_primary() {
+            return;
+        }
+        let chunks: Vec<ChunkId> = match result {
+            DiskResult::Table(entries) => entries.into_iter().map(|e| e.chunk).collect(),
+            _ => Vec::new(),
+        };
+        self.activation.restamping = chunks.len();
+        for chunk in chunks {
+            self.disk(DiskOp::SetVersion { chunk, generation, sequence: 0 }, Waiting::ForcedVersion(generation));
+        }
+        self.restamped(generation);
+    }
+
+    /// One chunk more has its new version, or there was none.
+    pub(super) fn restamped(&mut self, generation: Generation) {
+        let due = generation == self.generation() && self.is_primary() && !self.state.complete;
+        if due && self.activation.restamping == 0 {
+            self.disk(DiskOp::Flush { mark: 0 }, Waiting::ForcedFlush(generation));
+        }
+    }
+
+    /// The new versions are stable.
+    pub(super) fn forced_stable(&mut self, generation: Generation) {
+        if generation == self.generation() && self.is_primary() && !self.state.complete {
+            self.state.complete = true;
+            self.persist(Waiting::Persist(generation));
+        }
     }
 
     fn send_new_config(&mut self) {

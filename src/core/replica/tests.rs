@@ -1,0 +1,267 @@
+//! One replica, fed by hand: what it sends, and what it asks of its disk and of the coordinator.
+
+use super::*;
+use crate::core::cluster::Learner;
+use crate::core::ids::{BootId, PoolId};
+use crate::core::units::BLOCK_BYTES;
+
+const PG: PgId = PgId { pool: PoolId(1), index: 7 };
+const V: VolumeId = VolumeId(1);
+
+fn member(disk: u32) -> Member {
+    Member { disk: DiskId(disk), boot: BootId(1) }
+}
+
+fn generation(n: u64) -> Generation {
+    Generation { epoch: 1, n }
+}
+
+fn chunk(index: u32) -> ChunkId {
+    ChunkId { volume: V, index }
+}
+
+fn config(n: u64, members: &[u32]) -> PgConfig {
+    PgConfig {
+        pg: PG,
+        generation: generation(n),
+        durability_epoch: 1,
+        members: members.iter().map(|d| member(*d)).collect(),
+        learners: Vec::new(),
+        last_proposal: 0,
+        forced: false,
+    }
+}
+
+fn learner(disk: u32) -> Learner {
+    Learner { replica: member(disk), replaces: None, class: ResyncClass::Repair }
+}
+
+/// Leases always hold; tokens are given while `tokens` says so.
+struct Surroundings {
+    tokens: bool,
+    random: u64,
+}
+
+impl Env for Surroundings {
+    fn lease_until(&self, _: &PgConfig, _: DiskId) -> Instant {
+        Instant(u64::MAX)
+    }
+    fn take_resync_tokens(&mut self, _: ResyncClass, _: u64) -> bool {
+        self.tokens
+    }
+    fn random(&mut self) -> u64 {
+        self.random += 1;
+        self.random
+    }
+}
+
+/// Disk d1's replica.
+struct Bed {
+    replica: Replica,
+    now: Instant,
+    env: Surroundings,
+    /// What came out and nobody has looked at, without what the disk was asked.
+    out: Vec<Action>,
+    /// What the disk was asked and has not answered.
+    disk: VecDeque<(Token, DiskOp)>,
+    table: Vec<TableEntry>,
+}
+
+impl Bed {
+    fn new(known: Option<PgState>) -> Bed {
+        Bed {
+            replica: Replica::new(PG, member(1), known),
+            now: Instant(1_000_000_000_000),
+            env: Surroundings { tokens: true, random: 0 },
+            out: Vec::new(),
+            disk: VecDeque::new(),
+            table: Vec::new(),
+        }
+    }
+
+    /// A serving primary with these others, and an open gateway.
+    fn serving(others: &[u32]) -> Bed {
+        let mut bed = Bed::new(None);
+        let members = [&[1], others].concat();
+        bed.feed(Input::Config(config(1, &members)));
+        bed.answer_disk();
+        for other in others {
+            bed.accepts(*other, 1);
+        }
+        bed.ask(1, ClientOp::Open);
+        bed.answer_disk();
+        for other in others {
+            bed.peer(*other, PeerMessage::Applied { generation: generation(1), sequence: 1 });
+        }
+        assert!(bed.replica.is_serving());
+        assert!(bed.is_done(1));
+        bed.out.clear();
+        bed
+    }
+
+    fn feed(&mut self, input: Input) {
+        for action in self.replica.handle(input, self.now, &mut self.env) {
+            match action {
+                Action::Disk { token, op } => self.disk.push_back((token, op)),
+                Action::AcceptGeneration { config } => {
+                    // Nobody was granted anything.
+                    let (generation, at) = (config.generation, self.now);
+                    self.feed(Input::GrantsEnd { generation, at });
+                }
+                other => self.out.push(other),
+            }
+        }
+    }
+
+    /// Time passes, in ticks.
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / 50 {
+            self.now = self.now + Duration::from_millis(50);
+            self.feed(Input::Tick);
+        }
+    }
+
+    fn peer(&mut self, from: u32, message: PeerMessage) {
+        self.feed(Input::Peer { from: DiskId(from), message });
+    }
+
+    fn session(&mut self, from: u32, message: SessionMessage) {
+        self.peer(from, PeerMessage::Session(message));
+    }
+
+    fn accepts(&mut self, from: u32, n: u64) {
+        let generation = generation(n);
+        let message =
+            PeerMessage::ConfigAccepted { generation, last_sequence: 0, uncommitted: Vec::new(), fences: Vec::new() };
+        self.peer(from, message);
+    }
+
+    fn ask(&mut self, id: u64, op: ClientOp) {
+        self.feed(Input::Client(ClientRequest { id, volume: V, incarnation: 1, connection: 1, op }));
+    }
+
+    /// One block.
+    fn write(&mut self, id: u64, index: u32) {
+        let data = vec![id as u8; BLOCK_BYTES as usize];
+        let leaves = crate::core::hashtree::leaves_of(0, &data);
+        self.ask(id, ClientOp::Write { chunk: chunk(index), offset: 0, leaves, data: data.into(), fua: false });
+    }
+
+    fn result(&self, op: &DiskOp) -> DiskResult {
+        match op {
+            DiskOp::Table => DiskResult::Table(self.table.clone()),
+            DiskOp::Read { count, .. } => DiskResult::Data {
+                leaves: vec![crate::core::hashtree::HOLE; *count as usize],
+                data: vec![0; *count as usize * BLOCK_BYTES as usize].into(),
+            },
+            DiskOp::Leaves { .. } => {
+                let data = vec![1; crate::core::units::CHUNK_BYTES as usize];
+                let leaves = Arc::new(crate::core::hashtree::leaves_of(0, &data));
+                DiskResult::Leaves(Some(ChunkLeaves { leaves, generation: generation(1), sequence: 5 }))
+            }
+            _ => DiskResult::Done,
+        }
+    }
+
+    /// The disk answers everything that it has been and is being asked; gives what that was.
+    fn answer_disk(&mut self) -> Vec<DiskOp> {
+        let mut done = Vec::new();
+        while let Some((token, op)) = self.disk.pop_front() {
+            let result = self.result(&op);
+            self.feed(Input::Disk { token, result });
+            done.push(op);
+        }
+        done
+    }
+
+    fn is_done(&self, id: u64) -> bool {
+        self.out.iter().any(
+            |a| matches!(a, Action::Reply { request, reply: ClientReply::Done { .. } | ClientReply::Data(_) } if *request == id),
+        )
+    }
+
+    /// Members whose removal was proposed, in the last proposal.
+    fn removal(&self) -> Option<(u64, Vec<u32>)> {
+        self.out.iter().rev().find_map(|a| match a {
+            Action::Propose { proposal, change: Change::Remove(gone), .. } => {
+                Some((*proposal, gone.iter().map(|m| m.disk.0).collect()))
+            }
+            _ => None,
+        })
+    }
+
+    fn sent(&self, to: u32) -> Vec<&PeerMessage> {
+        let to = DiskId(to);
+        self.out
+            .iter()
+            .filter_map(|a| match a {
+                Action::Send { to: t, message } if *t == to => Some(message),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+fn known(n: u64, complete: bool) -> PgState {
+    PgState { config: config(n, &[2, 3]), complete, fences: Vec::new(), last_sequence: 0, uncommitted: Vec::new() }
+}
+
+fn entry(index: u32) -> TableEntry {
+    TableEntry { chunk: chunk(index), generation: generation(3), sequence: 9, root: None, unsure: false }
+}
+
+#[test]
+fn an_old_copy_leads_alone_when_it_is_forced_to() {
+    let mut bed = Bed::new(Some(known(3, true)));
+    bed.feed(Input::Config(PgConfig { forced: true, ..config(9, &[1]) }));
+    let asked = bed.answer_disk();
+    assert!(!asked.iter().any(|op| matches!(op, DiskOp::SetVersion { .. })), "its versions are honest");
+    assert!(bed.replica.is_serving());
+    bed.ask(1, ClientOp::Open);
+    bed.answer_disk();
+    bed.write(2, 0);
+    bed.answer_disk();
+    assert!(bed.is_done(1) && bed.is_done(2), "IO flows with one copy: {:?}", bed.out);
+}
+
+#[test]
+fn an_incomplete_copy_leads_only_by_a_record_that_says_so() {
+    let mut bed = Bed::new(Some(known(3, false)));
+    bed.table = vec![entry(0), entry(4)];
+    bed.feed(Input::Config(config(8, &[1])));
+    bed.answer_disk();
+    assert!(!bed.replica.is_primary(), "no configuration makes an incomplete copy lead (I5)");
+    bed.feed(Input::Config(PgConfig { forced: true, ..config(8, &[1, 2]) }));
+    assert!(!bed.replica.is_primary(), "nor with other members, from whom it could learn");
+
+    bed.feed(Input::Config(PgConfig { forced: true, ..config(9, &[1]) }));
+    assert!(bed.replica.is_primary() && !bed.replica.is_complete());
+    bed.ask(1, ClientOp::Open);
+    let asked = bed.answer_disk();
+    // Versions first, then their flush, then the record that calls the copy complete.
+    let at = |what: &dyn Fn(&DiskOp) -> bool| asked.iter().position(what).unwrap();
+    for index in [0, 4] {
+        let set = DiskOp::SetVersion { chunk: chunk(index), generation: generation(9), sequence: 0 };
+        assert!(at(&|op| *op == set) < at(&|op| matches!(op, DiskOp::Flush { .. })));
+    }
+    let record = |op: &DiskOp| matches!(op, DiskOp::Persist(state) if state.complete);
+    assert!(at(&|op| matches!(op, DiskOp::Flush { .. })) < at(&record));
+    assert!(
+        !asked.iter().any(|op| matches!(op, DiskOp::Persist(s) if s.config.generation == generation(9) && !s.complete))
+    );
+    assert!(bed.replica.is_serving() && bed.is_done(1));
+}
+
+#[test]
+fn a_forced_copy_that_stays_alone_takes_learners_as_members() {
+    let mut bed = Bed::new(Some(known(3, true)));
+    bed.feed(Input::Config(PgConfig { forced: true, learners: vec![learner(2)], ..config(9, &[1]) }));
+    bed.answer_disk();
+    assert!(bed.out.iter().any(|a| matches!(a, Action::OpenSession { learner } if *learner == member(2))));
+    bed.feed(Input::SessionUp { learner: DiskId(2) });
+    bed.session(2, SessionMessage::Table { entries: Vec::new(), last: true });
+    bed.answer_disk();
+    bed.session(2, SessionMessage::Finished);
+    let promoted = |a: &Action| matches!(a, Action::Propose { change: Change::Promote(m), .. } if *m == member(2));
+    assert!(bed.out.iter().any(promoted), "{:?}", bed.out);
+}
