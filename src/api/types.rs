@@ -133,7 +133,7 @@ pub struct DiskStatus {
     pub id: DiskId,
     /// The node's name.
     pub node: String,
-    /// `up`, `down`, `draining`, `failed`, `full`, `removed`.
+    /// `up`, `down`, `draining`, `failed`, `full`, `hung`, `removed`.
     pub state: String,
     /// Bytes that slots can hold.
     pub capacity_bytes: u64,
@@ -143,6 +143,9 @@ pub struct DiskStatus {
     pub pg_replicas: u64,
     /// Of which primaries.
     pub primaries: u64,
+    /// Age of the oldest operation that waits for it, if that is more than half a second; 0: nothing waits.
+    #[serde(default)]
+    pub lagging_ms: u64,
 }
 
 /// `node list|show`.

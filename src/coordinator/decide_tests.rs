@@ -396,3 +396,46 @@ fn what_a_learner_has_is_known_while_it_learns() {
     runtime.handle_copies(NodeId(1), &map, &[says(1, false)]);
     assert!(runtime.disks[&DiskId(1)].copies[&PG].complete, "late news of a member from before it was one");
 }
+
+/// R7: its node is heard and says that the disk doesn't answer.
+#[test]
+fn a_disk_that_hangs_leads_nothing_and_learns_nothing() {
+    let mut map = map();
+    let mut runtime = settled(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL), (4, 1, Some((3, true, 1)))]);
+    let hang = |runtime: &mut Runtime, disk: u32, ms| runtime.disks.get_mut(&DiskId(disk)).unwrap().hung_ms = ms;
+    hang(&mut runtime, 1, 5100);
+    let text = why(&map, &runtime);
+    assert!(text.contains("d1 of node n1 hangs"), "{text}");
+    match &decided(&map, &runtime)[..] {
+        [Command::Promote { members, .. }] => {
+            assert_eq!(members.iter().map(|m| m.disk.0).collect::<Vec<_>>(), [2, 3, 1], "alive, it stays a member");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(runtime.accusation_stands(PG, replica(1, 1)), "its own node says so: the new primary's word is enough");
+    assert!(!runtime.accusation_stands(PG, replica(2, 1)));
+    // A secondary that hangs changes nobody's role; the PG isn't clean meanwhile, and no orphan is purged.
+    hang(&mut runtime, 1, 0);
+    hang(&mut runtime, 2, 5100);
+    assert_eq!(decided(&map, &runtime), []);
+    assert_eq!(state_of(&map, &runtime, &map.pgs[&PG]), PgState::Degraded);
+    assert_eq!(purgeable(&map, &runtime, 2, &BTreeSet::new()), []);
+    // Removed, it comes back only when it answers; others take its place at once.
+    map.pgs.get_mut(&PG).unwrap().members.remove(1);
+    let learners = |runtime: &Runtime| {
+        let added = decided(&map, runtime).into_iter().map(|c| match c {
+            Command::AddLearner { learner, .. } => learner.replica.disk.0,
+            other => panic!("{other:?}"),
+        });
+        added.collect::<Vec<_>>()
+    };
+    assert_eq!(learners(&runtime), [4]);
+    hang(&mut runtime, 2, 0);
+    assert_eq!(learners(&runtime), [2]);
+    let learner = Learner { replica: replica(2, 1), replaces: None, class: ResyncClass::Repair };
+    map.pgs.get_mut(&PG).unwrap().learners.push(learner);
+    assert_eq!(decided(&map, &runtime), []);
+    hang(&mut runtime, 2, 7000);
+    let dropped = Command::DropLearner { pg: PG, replica: replica(2, 1) };
+    assert_eq!(decided(&map, &runtime), [dropped], "in its last phase it would hold up acks");
+}

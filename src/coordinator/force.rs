@@ -50,6 +50,9 @@ pub fn candidates(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> Vec
     let mut found: Vec<Candidate> = Vec::new();
     for (disk, view) in &runtime.disks {
         let Some(replica) = runtime.live_replica(*disk).filter(|_| map.disks.contains_key(disk)) else { continue };
+        if runtime.is_hung(*disk) {
+            continue;
+        }
         let copy = view.copies.get(&config.pg).copied();
         let candidate = if config.is_member(replica) {
             // What its disk said when it registered is older than what it has acked since.

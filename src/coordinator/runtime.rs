@@ -106,6 +106,8 @@ pub struct DiskView {
     pub boot: BootId,
     /// Not to be used.
     pub failed: bool,
+    /// For how long it has not answered an operation, as its node says; 0: it works (R7).
+    pub hung_ms: u64,
     /// Bytes in used slots.
     pub used_bytes: u64,
     /// Bytes that slots can hold.
@@ -194,6 +196,7 @@ impl Runtime {
                 node,
                 boot: BootId(disk.boot),
                 failed: disk.failed,
+                hung_ms: 0,
                 used_bytes: disk.used_bytes,
                 capacity_bytes: disk.capacity_bytes,
                 path: disk.path.clone(),
@@ -419,9 +422,27 @@ impl Runtime {
         Some(Replica { disk, boot: self.live_boot(disk)? })
     }
 
-    /// A live member that may be primary: complete, as far as its disk says (R21).
+    /// A live member that may be primary: its disk answers, and it is complete, as far as its disk says (R21).
     pub fn may_serve(&self, config: &PgConfig, replica: Replica) -> bool {
-        self.is_live(replica) && self.has_whole_copy(config, replica)
+        self.is_live(replica) && !self.is_hung(replica.disk) && self.has_whole_copy(config, replica)
+    }
+
+    /// The disk's node is heard, but its disk doesn't answer: it leads nothing and takes no copy (R7).
+    pub fn is_hung(&self, disk: DiskId) -> bool {
+        self.disks.get(&disk).is_some_and(|d| d.hung_ms > 0)
+    }
+
+    /// Disks for which primaries wait: PGs, and milliseconds of the longest wait.
+    pub fn lagging(&self) -> BTreeMap<DiskId, (u32, u64)> {
+        let mut all: BTreeMap<DiskId, (u32, u64)> = BTreeMap::new();
+        let fresh = |at: Instant| self.now.since(at) < UNREACHABLE_KEPT;
+        for view in self.nodes.values().filter(|v| v.life != Life::Down) {
+            for l in view.stats.iter().filter(|(at, _)| fresh(*at)).flat_map(|(_, s)| &s.lagging) {
+                let entry = all.entry(DiskId(l.disk)).or_default();
+                *entry = (entry.0.saturating_add(l.pgs), entry.1.max(l.oldest_ms));
+            }
+        }
+        all
     }
 
     /// Complete, as far as its disk says (R21), or made the only member by the operator (R5).
@@ -486,6 +507,9 @@ impl Liveness for Runtime {
     }
 
     fn accusation_stands(&self, pg: PgId, accused: Replica) -> bool {
+        if self.is_hung(accused.disk) {
+            return true; // Its own node says so too: both sides agree.
+        }
         let entry = self.accusations.get(&(pg, accused));
         entry.is_some_and(|(first, last)| last.since(*first) >= ACCUSATION_STANDS)
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::decide::{PgState, state_of};
+use super::force::disk_on_node;
 use super::owner::Owner;
 use super::plan::{FULL_RATIO, NEAR_FULL_RATIO};
 use super::runtime::Life;
@@ -65,12 +66,35 @@ impl Owner {
         }
     }
 
+    /// Disks that hang (errors) or are slow (warnings), by name.
+    fn slow_disks(&self, errors: &mut Vec<String>, warnings: &mut Vec<String>) {
+        let map = self.state.map();
+        for (id, view) in self.runtime.disks.iter().filter(|(id, _)| self.runtime.is_hung(**id)) {
+            errors.push(format!(
+                "Disk {} hangs: it has not answered for {:.1} s. Others take its place where enough copies are left; look at \
+                 the disk and at its host's log.",
+                disk_on_node(map, *id),
+                view.hung_ms as f64 / 1000.0
+            ));
+        }
+        for (id, (pgs, oldest_ms)) in self.runtime.lagging() {
+            if !self.runtime.is_hung(id) {
+                warnings.push(format!(
+                    "Disk {} is slow: writes of {pgs} placement groups wait for it since {:.1} s.",
+                    disk_on_node(map, id),
+                    oldest_ms as f64 / 1000.0
+                ));
+            }
+        }
+    }
+
     fn disk_state(&self, disk: &crate::core::cluster::Disk) -> &'static str {
         let node = self.state.map().nodes.get(&disk.node).map(|n| n.admin_state);
         match disk.admin_state {
             DiskAdminState::Removed => "removed",
             DiskAdminState::Failed => "failed",
             _ if self.runtime.live_boot(disk.id).is_none() => "down",
+            _ if self.runtime.is_hung(disk.id) => "hung",
             _ if self.fill_of(disk.id) >= FULL_RATIO => "full",
             DiskAdminState::Draining => "draining",
             DiskAdminState::Active if node == Some(NodeAdminState::Draining) => "draining",
@@ -115,6 +139,7 @@ impl Owner {
             name: n.name.clone(),
             state: self.node_state(n).to_owned(),
         });
+        let lagging = self.runtime.lagging();
         let disks = map.disks.values().map(|d| {
             let load = loads.get(&d.id).copied().unwrap_or_default();
             DiskStatus {
@@ -125,6 +150,7 @@ impl Owner {
                 used_bytes: self.runtime.disks.get(&d.id).map_or(0, |v| v.used_bytes),
                 pg_replicas: load.0,
                 primaries: load.1,
+                lagging_ms: lagging.get(&d.id).map_or(0, |l| l.1),
             }
         });
         let disks: Vec<DiskStatus> = disks.collect();
@@ -175,6 +201,7 @@ impl Owner {
                 _ => {}
             }
         }
+        self.slow_disks(&mut errors, &mut warnings);
         for (node, view) in &self.runtime.nodes {
             let full = view.stats.iter().flat_map(|(_, s)| s.full_disks.iter());
             let full: BTreeSet<DiskId> = full.map(|d| DiskId(*d)).collect();

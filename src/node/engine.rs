@@ -17,6 +17,7 @@ use super::disks::{DiskHandle, Job, JobDone};
 use super::leases::{Leases, now};
 use super::links::{Links, Outbox};
 use super::throttle::Throttle;
+use super::watch::Watch;
 use crate::api::metrics::{ForegroundMetrics, Operation};
 use crate::core::cluster::{ClusterMap, PgConfig, Replica as Member, ResyncClass};
 use crate::core::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
@@ -177,6 +178,7 @@ pub struct Engine {
     unreachable: BTreeSet<NodeId>,
     dropped: HashSet<(VolumeId, PgId)>,
     failed: BTreeSet<DiskId>,
+    watch: Watch,
     wanted_stale: bool,
     /// The coordinator doesn't know yet what is served here now.
     serving_changed: bool,
@@ -210,6 +212,7 @@ impl Engine {
             unreachable: BTreeSet::new(),
             dropped: HashSet::new(),
             failed: BTreeSet::new(),
+            watch: Watch::default(),
             wanted_stale: false,
             serving_changed: false,
         }
@@ -400,7 +403,9 @@ impl Engine {
             }
             Action::Propose { proposal, base, change } => {
                 let (kind, replicas, reason) = match change {
-                    Change::Remove(members) => (msg::ProposeKind::RemoveMembers, members, "they don't answer"),
+                    Change::Remove(members) => {
+                        (msg::ProposeKind::RemoveMembers, members, "they don't answer, or apply nothing")
+                    }
                     Change::Promote(learner) => (msg::ProposeKind::PromoteLearner, vec![learner], "it is complete"),
                 };
                 let propose = msg::Propose {
@@ -624,6 +629,9 @@ impl Engine {
         if listed || newer {
             return tracing::warn!(%pg, %disk, "kept a copy that the coordinator wanted purged: it is in use or newer");
         }
+        if self.watch.hung(disk).is_some() {
+            return; // It would hang this thread too; the coordinator asks again.
+        }
         self.replicas.remove(&key);
         self.ticking.remove(&key);
         match handle.purge(pg) {
@@ -676,13 +684,42 @@ impl Engine {
             self.parts.throttle.set_queue_depth(*id, depth as u32);
         }
         self.parts.throttle.tick();
+        self.watch_disks();
+    }
+
+    /// Graded failure detection: whose disk hangs here, and for whom operations wait.
+    fn watch_disks(&mut self) {
+        let (t, at) = (std::time::Instant::now(), now());
+        for (id, handle) in &self.parts.disks {
+            if self.watch.see_disk(*id, handle.disk().hangs_since(), t) {
+                // Leases are no longer asked for, or again (R7), and the coordinator hears of it at once.
+                (self.wanted_stale, self.serving_changed) = (true, true);
+            }
+        }
+        let mut waits: BTreeMap<DiskId, (u32, Duration)> = BTreeMap::new();
+        for replica in self.replicas.values() {
+            for (disk, age) in replica.lagging(at) {
+                let entry = waits.entry(disk).or_default();
+                *entry = (entry.0 + 1, entry.1.max(age));
+            }
+        }
+        if !waits.is_empty() {
+            let waiting: Vec<Key> = self.keys().into_iter().filter(|k| !self.ticking.contains(k)).collect();
+            for key in waiting {
+                if self.replicas.get(&key).is_some_and(|r| !r.lagging(at).is_empty()) {
+                    self.feed(key, Input::Tick);
+                }
+            }
+        }
+        self.serving_changed |= self.watch.see_waits(&waits, t);
     }
 
     /// What leases this node asks for, by node.
     fn renew_wanted(&mut self) {
         let mut wanted: BTreeMap<NodeId, Vec<LeaseEntry>> = BTreeMap::new();
         for (key, replica) in &self.replicas {
-            if !replica.is_primary() || self.failed.contains(&key.0) {
+            // Renewal needs IO progress (R7).
+            if !replica.is_primary() || self.failed.contains(&key.0) || self.watch.hung(key.0).is_some() {
                 continue;
             }
             let generation = replica.config().generation;
@@ -723,8 +760,10 @@ impl Engine {
                 capacity_bytes: space.capacity_bytes,
                 failed: handle.disk().is_failed(),
                 resync_rate_bytes_per_sec: self.parts.throttle.rate(*id).unwrap_or(0),
+                hung_ms: self.watch.hung(*id).map_or(0, |d| d.as_millis() as u64),
             });
         }
+        stats.lagging = self.watch.lagging().collect();
         stats.hash_mismatches += c.wire_mismatches.load(Ordering::Relaxed);
         let (mut repaired, mut lost) = (0, 0);
         for (key, replica) in &self.replicas {
@@ -739,7 +778,7 @@ impl Engine {
                 stats.copies.extend(self.copy_stats(*key, replica));
                 continue;
             }
-            if replica.is_serving() {
+            if replica.is_serving() && self.watch.hung(key.0).is_none() {
                 stats.serving_pgs.push(key.1.to_u64());
             }
             for disk in replica.full_disks() {

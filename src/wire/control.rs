@@ -465,6 +465,23 @@ pub struct Stats {
     /// Copies on this node's disks that are no members: learners, and old ones. What each disk knows of its PG.
     #[prost(message, repeated, tag = "16")]
     pub copies: Vec<CopyStats>,
+    /// Members for which this node's primaries have waited too long.
+    #[prost(message, repeated, tag = "17")]
+    pub lagging: Vec<LaggingStats>,
+}
+
+/// A member whose oldest unacked operation is old.
+#[derive(Clone, PartialEq, Message)]
+pub struct LaggingStats {
+    /// DiskId.
+    #[prost(uint32, tag = "1")]
+    pub disk: u32,
+    /// PGs that wait.
+    #[prost(uint32, tag = "2")]
+    pub pgs: u32,
+    /// Age of the oldest wait.
+    #[prost(uint64, tag = "3")]
+    pub oldest_ms: u64,
 }
 
 /// A copy that is no member.
@@ -507,6 +524,9 @@ pub struct DiskStats {
     /// Rate that the throttle allows resync now, bytes per second; 0: unlimited.
     #[prost(uint64, tag = "5")]
     pub resync_rate_bytes_per_sec: u64,
+    /// For how long it has not answered an operation; 0: it works (R7).
+    #[prost(uint64, tag = "6")]
+    pub hung_ms: u64,
 }
 
 /// A resync session's progress, as its primary sees it.

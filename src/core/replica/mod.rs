@@ -17,6 +17,7 @@
 //! Non-goals: choosing members (the coordinator), storing data (`disk`), talking (`net`).
 
 mod client;
+mod detect;
 pub mod locks;
 mod member;
 mod primary;
@@ -36,6 +37,7 @@ use super::cluster::{PgConfig, Replica as Member, ResyncClass};
 use super::hashtree::Hash;
 use super::ids::{ChunkId, DiskId, Generation, PgId, VolumeId};
 use super::units::{BLOCKS_PER_CHUNK, Instant};
+pub use detect::LAGGING_AFTER;
 use locks::{Locks, Mode, Ticket};
 pub use source::SessionProgress;
 pub use types::*;
@@ -119,6 +121,8 @@ struct InFlight {
     request: Option<RequestId>,
     op: Operation,
     durable: bool,
+    /// When it was ordered.
+    since: Instant,
     local_done: bool,
     awaiting: BTreeSet<DiskId>,
 }
@@ -127,12 +131,16 @@ struct InFlight {
 struct PendingFlush {
     request: RequestId,
     mark: u64,
+    /// When it was asked for.
+    since: Instant,
     local_done: bool,
     awaiting: BTreeSet<DiskId>,
 }
 
 #[derive(Debug, Default)]
 struct Preparing {
+    /// When those that it awaits were asked.
+    since: Instant,
     awaiting: BTreeSet<DiskId>,
     full: BTreeSet<DiskId>,
     waiters: Vec<Ticket>,
@@ -226,6 +234,7 @@ enum Waiting {
 /// Collecting acceptances of a configuration.
 #[derive(Debug, Default)]
 struct Activation {
+    began: Instant,
     /// This replica led the generation before and has its operations in flight.
     continuing: bool,
     persisted: bool,
@@ -265,6 +274,8 @@ enum AcceptFlush {
 /// One disk's replica of one PG.
 pub struct Replica {
     me: Member,
+    /// As of the input that is being handled.
+    now: Instant,
     state: PgState,
     role: Role,
     /// Learners of the current configuration, from the map.
@@ -300,6 +311,10 @@ pub struct Replica {
     prepared: BTreeSet<ChunkId>,
     preparing: BTreeMap<ChunkId, Preparing>,
     unreachable: BTreeSet<DiskId>,
+    /// Members that ack nothing although operations wait for them.
+    stuck: BTreeSet<DiskId>,
+    acked: BTreeMap<DiskId, detect::Acked>,
+    look_after: Instant,
     /// Members that said that they can't go on.
     faulty: BTreeSet<DiskId>,
     /// Tickets whose locks or reservations came through in passing; run at the end of the input.
@@ -346,6 +361,7 @@ impl Replica {
         let uncommitted = state.uncommitted.iter().zip(0..).map(|(r, i)| ((state.last_sequence, i), *r)).collect();
         Replica {
             me,
+            now: Instant(0),
             fences: state.fences.iter().copied().collect(),
             role: Role::Outside,
             learners: Vec::new(),
@@ -371,6 +387,9 @@ impl Replica {
             prepared: BTreeSet::new(),
             preparing: BTreeMap::new(),
             unreachable: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            acked: BTreeMap::new(),
+            look_after: Instant(0),
             faulty: BTreeSet::new(),
             granted_later: Vec::new(),
             proposal: None,
@@ -392,6 +411,7 @@ impl Replica {
 
     /// Takes one input at time `now`; returns what is to be done, in order.
     pub fn handle(&mut self, input: Input, now: Instant, env: &mut dyn Env) -> Vec<Action> {
+        self.now = now;
         if matches!(self.role, Role::Failed) {
             if let Input::Client(request) = input {
                 self.reply(request.id, ClientReply::NotPrimary);
@@ -510,6 +530,7 @@ impl Replica {
             || !self.stalled.is_empty()
             || !self.unreachable.is_empty()
             || !self.faulty.is_empty()
+            || !self.stuck.is_empty()
     }
 
     fn tick(&mut self, now: Instant, env: &mut dyn Env) {
@@ -522,6 +543,7 @@ impl Replica {
             // may be refused for ever for want of that learner (R5).
             self.propose_promotions(env);
         }
+        self.look_for_stuck();
         self.propose_removals(now, env);
         self.advance_activation(now, env);
     }
@@ -566,6 +588,7 @@ impl Replica {
             }
             PeerMessage::Prepare { generation, chunk } => self.on_prepare(from, generation, chunk),
             PeerMessage::Prepared { generation, chunk, ok } => {
+                self.acked_write(from);
                 if generation == self.generation() {
                     self.on_prepared(from, chunk, ok, now);
                 }
@@ -573,10 +596,14 @@ impl Replica {
             PeerMessage::Replicate { generation, sequence, committed, durable, op } => {
                 self.on_replicate(from, generation, sequence, committed, durable, op)
             }
-            PeerMessage::Applied { generation, sequence } => self.on_applied(from, generation, sequence, env),
+            PeerMessage::Applied { generation, sequence } => {
+                self.acked_write(from);
+                self.on_applied(from, generation, sequence, env);
+            }
             PeerMessage::Rejected { generation, gap } => self.on_rejected(from, generation, gap, now, env),
             PeerMessage::Flush { generation, id, mark } => self.on_flush(from, generation, id, mark),
             PeerMessage::Flushed { generation, id } => {
+                self.acked_flush(from);
                 if generation == self.generation() {
                     self.on_flushed(from, id);
                 }

@@ -161,7 +161,9 @@ impl Replica {
             self.prepared.clear();
         }
         self.relinking.clear();
+        self.stuck.clear();
         self.activation = Activation {
+            began: now,
             continuing,
             persisted: false,
             waiting: others.clone(),
@@ -278,6 +280,7 @@ impl Replica {
         if generation != self.generation() || !self.is_primary() {
             return;
         }
+        self.acked_config(from);
         if !self.activation.waiting.remove(&from) {
             // An answer after a new link. What was acked before a clean restart is still there.
             if last_sequence < self.committed {
@@ -432,7 +435,8 @@ impl Replica {
                 false
             }
         };
-        self.inflight.insert(sequence, InFlight { ticket, request, op, durable, local_done, awaiting });
+        let since = self.now;
+        self.inflight.insert(sequence, InFlight { ticket, request, op, durable, since, local_done, awaiting });
         let _ = env;
         sequence
     }
@@ -515,6 +519,7 @@ impl Replica {
             return;
         }
         self.retry_repairs();
+        self.acked_config(disk);
         self.relinking.insert(disk);
         if !self.activation.newcomers.contains_key(&disk) {
             let generation = self.generation();
@@ -554,7 +559,7 @@ impl Replica {
 
     // ---- proposals ----
 
-    /// Members that don't answer are proposed for removal; the coordinator judges (R3, R5, R8).
+    /// Members that don't answer, or ack nothing, are proposed for removal; the coordinator judges (R3, R5, R8).
     pub(super) fn propose_removals(&mut self, now: Instant, env: &mut dyn Env) {
         if !self.is_primary() || self.proposal.is_some() || now < self.propose_after {
             return;
@@ -566,7 +571,7 @@ impl Replica {
             .iter()
             .copied()
             .filter(|m| m.disk != self.me.disk)
-            .filter(|m| self.unreachable.contains(&m.disk) || self.faulty.contains(&m.disk))
+            .filter(|m| [&self.unreachable, &self.faulty, &self.stuck].iter().any(|set| set.contains(&m.disk)))
             .collect();
         if !gone.is_empty() {
             self.propose(Change::Remove(gone), env);
@@ -639,6 +644,7 @@ impl Replica {
         awaiting.insert(self.me.disk);
         self.disk(DiskOp::Prepare { chunk, generation }, Waiting::Prepare(chunk));
         if let Some(p) = self.preparing.get_mut(&chunk) {
+            p.since = self.now;
             p.awaiting = awaiting;
             p.full.clear();
             p.retry_at = None;
@@ -695,7 +701,7 @@ impl Replica {
         for disk in &awaiting {
             self.actions.push(Action::Send { to: *disk, message: PeerMessage::Flush { generation, id, mark } });
         }
-        self.flushes.insert(id, PendingFlush { request, mark, local_done: false, awaiting });
+        self.flushes.insert(id, PendingFlush { request, mark, since: self.now, local_done: false, awaiting });
         self.disk(DiskOp::Flush { mark }, Waiting::Flush(id));
     }
 

@@ -265,3 +265,131 @@ fn a_forced_copy_that_stays_alone_takes_learners_as_members() {
     let promoted = |a: &Action| matches!(a, Action::Propose { change: Change::Promote(m), .. } if *m == member(2));
     assert!(bed.out.iter().any(promoted), "{:?}", bed.out);
 }
+
+fn applied(n: u64, sequence: u64) -> PeerMessage {
+    PeerMessage::Applied { generation: generation(n), sequence }
+}
+
+fn prepared(index: u32) -> PeerMessage {
+    PeerMessage::Prepared { generation: generation(1), chunk: chunk(index), ok: true }
+}
+
+/// A serving primary with members d2 and d3 and a write of which d3 has acked nothing but the reservation.
+fn waiting_for_three() -> Bed {
+    let mut bed = Bed::serving(&[2, 3]);
+    bed.write(2, 0);
+    bed.answer_disk();
+    bed.peer(2, prepared(0));
+    bed.peer(3, prepared(0));
+    bed.answer_disk();
+    bed.peer(2, applied(1, 2));
+    bed
+}
+
+#[test]
+fn a_slow_member_is_named_and_one_that_acks_nothing_is_proposed_for_removal() {
+    let mut bed = waiting_for_three();
+    bed.pass(500);
+    assert!(bed.replica.lagging(bed.now).is_empty());
+    bed.pass(100);
+    assert_eq!(bed.replica.lagging(bed.now).keys().copied().collect::<Vec<_>>(), [DiskId(3)]);
+    bed.pass(4000);
+    assert_eq!(bed.removal(), None, "slow is not dead");
+    bed.pass(1000);
+    let (proposal, gone) = bed.removal().unwrap();
+    assert_eq!(gone, [3]);
+    // Refused: the accusation must stand. It is repeated.
+    bed.out.clear();
+    bed.feed(Input::Outcome { proposal, accepted: false, config: None });
+    bed.pass(1000);
+    let (proposal, gone) = bed.removal().unwrap();
+    assert_eq!(gone, [3]);
+    // It acks after all: nobody is accused any more.
+    bed.feed(Input::Outcome { proposal, accepted: false, config: None });
+    bed.out.clear();
+    bed.peer(3, applied(1, 2));
+    bed.pass(3000);
+    assert!(bed.is_done(2) && bed.removal().is_none() && bed.replica.lagging(bed.now).is_empty());
+}
+
+#[test]
+fn a_member_that_acks_now_and_then_stays() {
+    let mut bed = waiting_for_three();
+    for id in 3..8 {
+        bed.write(id, 0);
+    }
+    bed.pass(4000);
+    bed.peer(3, prepared(9));
+    bed.pass(4000);
+    assert_eq!(bed.removal(), None, "it did something within 5 s");
+    bed.pass(1200);
+    assert_eq!(bed.removal().unwrap().1, [3]);
+}
+
+#[test]
+fn nobody_is_accused_of_what_nobody_has_done() {
+    let mut bed = Bed::serving(&[2]);
+    bed.write(2, 0);
+    bed.peer(2, prepared(0));
+    bed.pass(20_000);
+    assert_eq!(bed.removal(), None, "this disk hangs, not the other");
+    assert_eq!(bed.replica.lagging(bed.now).keys().copied().collect::<Vec<_>>(), [DiskId(1)]);
+    // Nor of operations that never came: an idle PG.
+    let mut bed = Bed::serving(&[2, 3]);
+    bed.pass(20_000);
+    assert!(bed.removal().is_none() && bed.replica.lagging(bed.now).is_empty());
+}
+
+#[test]
+fn a_flush_may_take_longer_than_a_write() {
+    let mut bed = Bed::serving(&[2, 3]);
+    bed.ask(2, ClientOp::Flush);
+    bed.answer_disk();
+    let flush = bed.sent(2).iter().find_map(|m| match m {
+        PeerMessage::Flush { id, .. } => Some(*id),
+        _ => None,
+    });
+    bed.peer(2, PeerMessage::Flushed { generation: generation(1), id: flush.unwrap() });
+    bed.pass(14_000);
+    assert_eq!(bed.replica.lagging(bed.now).keys().copied().collect::<Vec<_>>(), [DiskId(3)]);
+    assert_eq!(bed.removal(), None);
+    bed.pass(1500);
+    assert_eq!(bed.removal().unwrap().1, [3]);
+}
+
+/// The old primary's disk hangs: it can't accept the new configuration before what it admitted has drained (R6).
+#[test]
+fn a_new_primary_does_not_wait_for_ever_for_a_member_that_does_not_accept() {
+    let mut bed = Bed::new(Some(PgState { config: config(1, &[3, 1, 2]), ..known(1, true) }));
+    bed.feed(Input::Config(config(2, &[1, 2, 3])));
+    bed.answer_disk();
+    bed.accepts(2, 2);
+    bed.pass(4900);
+    assert!(!bed.replica.is_serving() && bed.removal().is_none());
+    bed.pass(400);
+    assert_eq!(bed.removal().unwrap().1, [3]);
+    bed.feed(Input::Config(config(3, &[1, 2])));
+    bed.answer_disk();
+    bed.accepts(2, 3);
+    bed.answer_disk();
+    assert!(bed.replica.is_serving(), "IO goes on without it");
+}
+
+/// The other side: a secondary whose disk hangs accepts once it has drained, and only then.
+#[test]
+fn a_hanging_secondary_accepts_when_its_disk_answers() {
+    let mut bed = Bed::new(Some(PgState { config: config(1, &[2, 1, 3]), ..known(1, true) }));
+    bed.peer(2, PeerMessage::NewConfig { config: config(1, &[2, 1, 3]) });
+    bed.answer_disk();
+    let data = vec![7; BLOCK_BYTES as usize];
+    let leaves = Arc::new(crate::core::hashtree::leaves_of(0, &data));
+    let op = Operation::Write { chunk: chunk(0), first_block: 0, leaves, data: data.into() };
+    bed.peer(2, PeerMessage::Replicate { generation: generation(1), sequence: 1, committed: 0, durable: false, op });
+    bed.out.clear();
+    bed.peer(3, PeerMessage::NewConfig { config: config(2, &[3, 1, 2]) });
+    bed.pass(1000);
+    let accepted = |bed: &Bed| bed.sent(3).iter().any(|m| matches!(m, PeerMessage::ConfigAccepted { .. }));
+    assert!(!accepted(&bed), "a write of the old generation is still on its way to the disk");
+    bed.answer_disk();
+    assert!(accepted(&bed));
+}
