@@ -554,6 +554,39 @@ pub struct SessionInfo {
     pub bytes_sent: u64,
     /// What bounds it.
     pub limited_by: String,
+    /// Set if it makes no progress although nothing holds it back.
+    #[serde(default)]
+    pub stalled: Option<StallInfo>,
+}
+
+/// A copy without progress.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StallInfo {
+    /// For how long.
+    pub seconds: f64,
+    /// The volume and the index of the chunk at which it is stuck, if it is one chunk.
+    pub volume: Option<String>,
+    /// See `volume`.
+    pub chunk: Option<u32>,
+    /// Why, as a clause.
+    pub reason: String,
+    /// What to do about it, as a clause.
+    pub advice: String,
+}
+
+impl SessionInfo {
+    /// One sentence for a copy that makes no progress.
+    pub fn stall_sentence(&self) -> Option<String> {
+        let s = self.stalled.as_ref()?;
+        let at = match (&s.volume, s.chunk) {
+            (Some(volume), Some(chunk)) => format!("chunk {chunk} of volume {volume}: "),
+            _ => String::new(),
+        };
+        Some(format!(
+            "The copy of PG {} to {} makes no progress since {:.0} s: {at}{}. What to do: {}.",
+            self.pg, self.to, s.seconds, s.reason, s.advice
+        ))
+    }
 }
 
 /// Something that happened.

@@ -11,11 +11,19 @@ use super::runtime::Life;
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
 use crate::core::cluster::{DiskAdminState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
-use crate::core::ids::{DiskId, NodeId, PgId};
+use crate::core::ids::{DiskId, NodeId, PgId, VolumeId};
+use crate::core::replica::StallReason;
 use crate::core::units::{HumanBytes, Instant};
+use crate::wire::control::SessionStats;
 
 /// A rate is the mean over this.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
+
+/// Below this cap a learner may wait for its throttle longer than a session without progress counts as stalled: what is on
+/// the way of one (4 MiB) takes more than 4 s.
+const SLOW_CAP_BYTES_PER_SEC: u64 = 1 << 20;
+/// Stalled copies that health names.
+const STALLS_SHOWN: usize = 5;
 
 /// Samples of a counter that never falls, for its rate over the last seconds.
 #[derive(Debug, Default)]
@@ -235,6 +243,8 @@ impl Owner {
                 forced[..forced.len().min(8)].join(", ")
             ));
         }
+        let stalls = self.sessions().into_iter().filter_map(|s| s.stall_sentence());
+        warnings.extend(stalls.take(STALLS_SHOWN));
         if pgs.degraded > 0 {
             warnings.push(format!(
                 "{} placement groups have fewer copies than wanted: they are repaired when their nodes return, or elsewhere after the grace.",
@@ -281,10 +291,41 @@ impl Owner {
                     bytes_done: s.map_or(0, |s| s.bytes_done.min(s.bytes_total)),
                     bytes_sent: s.map_or(0, |s| s.bytes_sent),
                     limited_by: s.map_or_else(|| "nothing".to_owned(), |s| s.limited_by.chars().take(64).collect()),
+                    stalled: s.and_then(|s| self.stall_info(s)),
                 });
             }
         }
         out
+    }
+
+    /// `None` also while the operator himself holds resync back: then the learner waits for its own throttle.
+    fn stall_info(&self, s: &SessionStats) -> Option<StallInfo> {
+        let map = self.state.map();
+        let resync = &map.settings.resync;
+        let held_back = resync.paused || resync.cap_bytes_per_sec.is_some_and(|cap| cap < SLOW_CAP_BYTES_PER_SEC);
+        if s.stalled_ms == 0 || held_back {
+            return None;
+        }
+        let full = |view: &super::runtime::NodeView| {
+            let pairs = view.stats.iter().flat_map(|(_, s)| s.full_pgs.iter().zip(&s.full_disks));
+            pairs.into_iter().any(|(pg, disk)| *pg == s.pg && *disk == s.learner)
+        };
+        let known = StallReason::from_code(s.stall_reason);
+        // The learner's own node knows why the learner doesn't answer.
+        let reason = match known {
+            Some(StallReason::Learner) if self.runtime.nodes.values().any(full) => Some(StallReason::LearnerFull),
+            other => other,
+        };
+        let volume = VolumeId(s.stalled_volume);
+        let name = || map.volumes.get(&volume).map_or_else(|| volume.to_string(), |v| v.name.clone());
+        let at_chunk = volume != VolumeId(0);
+        Some(StallInfo {
+            seconds: s.stalled_ms as f64 / 1000.0,
+            volume: at_chunk.then(name),
+            chunk: at_chunk.then_some(s.stalled_chunk),
+            reason: reason.map_or("a reason that this release does not know", StallReason::text).to_owned(),
+            advice: reason.map_or("look at the primary's log", StallReason::advice).to_owned(),
+        })
     }
 
     fn resync_status(&self) -> ResyncStatus {

@@ -793,6 +793,8 @@ impl Engine {
                 } else {
                     "nothing"
                 };
+                let stalled = replica.stalled(s.learner, now());
+                let stuck_at = stalled.and_then(|s| s.chunk);
                 stats.sessions.push(msg::SessionStats {
                     pg: key.1.to_u64(),
                     learner: s.learner.0,
@@ -803,6 +805,10 @@ impl Engine {
                     bytes_done: s.chunks_done * CHUNK_BYTES,
                     bytes_sent: s.bytes_sent,
                     limited_by: limited_by.into(),
+                    stalled_ms: stalled.map_or(0, |s| now().since(s.since).as_millis() as u64),
+                    stall_reason: stalled.map_or(0, |s| s.reason.code()),
+                    stalled_volume: stuck_at.map_or(0, |c| c.volume.0),
+                    stalled_chunk: stuck_at.map_or(0, |c| c.index),
                 });
             }
             if let Some(handle) = self.parts.disks.get(&key.0) {

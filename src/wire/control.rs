@@ -559,4 +559,16 @@ pub struct SessionStats {
     /// What bounds it now: `nothing`, `cap`, `foreground latency`, `paused`, `network`, `slots`, …
     #[prost(string, tag = "9")]
     pub limited_by: String,
+    /// For how long it has made no progress; 0: it gets on.
+    #[prost(uint64, tag = "10")]
+    pub stalled_ms: u64,
+    /// Why: [`StallReason::code`](crate::core::replica::StallReason::code).
+    #[prost(uint32, tag = "11")]
+    pub stall_reason: u32,
+    /// Where it is stuck: VolumeId; 0: at no chunk in particular.
+    #[prost(uint64, tag = "12")]
+    pub stalled_volume: u64,
+    /// See `stalled_volume`: index of the chunk.
+    #[prost(uint32, tag = "13")]
+    pub stalled_chunk: u32,
 }

@@ -26,6 +26,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod watchdog;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub use detect::LAGGING_AFTER;
 use locks::{Locks, Mode, Ticket};
 pub use source::SessionProgress;
 pub use types::*;
+pub use watchdog::{STALLED_AFTER, StallReason, Stalled};
 
 /// What a replica asks of its surroundings while it decides.
 pub trait Env {

@@ -65,6 +65,8 @@ struct Bed {
     /// What the disk was asked and has not answered.
     disk: VecDeque<(Token, DiskOp)>,
     table: Vec<TableEntry>,
+    /// Reads find every block damaged.
+    bad_reads: bool,
 }
 
 impl Bed {
@@ -76,6 +78,7 @@ impl Bed {
             out: Vec::new(),
             disk: VecDeque::new(),
             table: Vec::new(),
+            bad_reads: false,
         }
     }
 
@@ -150,6 +153,9 @@ impl Bed {
     fn result(&self, op: &DiskOp) -> DiskResult {
         match op {
             DiskOp::Table => DiskResult::Table(self.table.clone()),
+            DiskOp::Read { first_block, count, .. } if self.bad_reads => {
+                DiskResult::Bad { blocks: (*first_block..first_block + count).collect() }
+            }
             DiskOp::Read { count, .. } => DiskResult::Data {
                 leaves: vec![crate::core::hashtree::HOLE; *count as usize],
                 data: vec![0; *count as usize * BLOCK_BYTES as usize].into(),
@@ -172,6 +178,16 @@ impl Bed {
             done.push(op);
         }
         done
+    }
+
+    /// The same, but for what matches `held`.
+    fn answer_disk_but(&mut self, held: impl Fn(&DiskOp) -> bool) {
+        while let Some(at) = self.disk.iter().position(|(_, op)| !held(op)) {
+            if let Some((token, op)) = self.disk.remove(at) {
+                let result = self.result(&op);
+                self.feed(Input::Disk { token, result });
+            }
+        }
     }
 
     fn is_done(&self, id: u64) -> bool {
@@ -392,4 +408,103 @@ fn a_hanging_secondary_accepts_when_its_disk_answers() {
     assert!(!accepted(&bed), "a write of the old generation is still on its way to the disk");
     bed.answer_disk();
     assert!(accepted(&bed));
+}
+
+/// A serving primary alone, with a learner d2 whose session is up.
+fn teaching(table: &[u32]) -> Bed {
+    let mut bed = Bed::serving(&[]);
+    bed.table = table.iter().map(|i| entry(*i)).collect();
+    bed.feed(Input::Config(PgConfig { learners: vec![learner(2)], ..config(1, &[1]) }));
+    bed
+}
+
+fn stalled(bed: &Bed) -> Option<(Option<ChunkId>, StallReason)> {
+    bed.replica.stalled(DiskId(2), bed.now).map(|s| (s.chunk, s.reason))
+}
+
+#[test]
+fn a_session_without_progress_names_what_it_waits_for() {
+    let mut bed = teaching(&[0]);
+    bed.pass(9900);
+    assert_eq!(stalled(&bed), None, "ten seconds are given");
+    bed.pass(200);
+    assert_eq!(stalled(&bed), Some((None, StallReason::StreamDown)));
+    bed.feed(Input::SessionUp { learner: DiskId(2) });
+    assert_eq!(stalled(&bed), None);
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((None, StallReason::Learner)), "no table");
+    bed.session(2, SessionMessage::Table { entries: Vec::new(), last: false });
+    assert_eq!(stalled(&bed), None, "a part of the table is progress");
+    bed.session(2, SessionMessage::Table { entries: Vec::new(), last: true });
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((None, StallReason::Disk)), "its own table");
+
+    // The snapshot of the chunk, then its windows.
+    let (token, op) = bed.disk.pop_front().unwrap();
+    let result = bed.result(&op);
+    bed.feed(Input::Disk { token, result });
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((Some(chunk(0)), StallReason::Disk)));
+    bed.answer_disk();
+    assert_eq!(
+        bed.sent(2).iter().filter(|m| matches!(m, PeerMessage::Session(SessionMessage::Copy { .. }))).count(),
+        16
+    );
+    bed.session(2, SessionMessage::Copied { chunk: chunk(0), window: 0, bytes: 262_144 });
+    assert_eq!(stalled(&bed), None);
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((Some(chunk(0)), StallReason::Learner)));
+    for window in 1..16 {
+        bed.session(2, SessionMessage::Copied { chunk: chunk(0), window, bytes: 262_144 });
+    }
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((None, StallReason::Learner)), "it makes everything stable");
+    bed.session(2, SessionMessage::Finished);
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((None, StallReason::Promotion)));
+}
+
+#[test]
+fn a_chunk_that_a_write_holds_is_named_whatever_is_written_elsewhere() {
+    let mut bed = teaching(&[0, 1]);
+    // A write that this disk doesn't finish holds chunk 0.
+    bed.write(2, 0);
+    bed.answer_disk_but(|op| matches!(op, DiskOp::Apply { .. }));
+    bed.feed(Input::SessionUp { learner: DiskId(2) });
+    bed.session(2, SessionMessage::Table { entries: Vec::new(), last: true });
+    bed.answer_disk_but(|op| matches!(op, DiskOp::Apply { .. }));
+    for window in 0..16 {
+        bed.session(2, SessionMessage::Copied { chunk: chunk(1), window, bytes: 262_144 });
+    }
+    bed.pass(9000);
+    bed.session(2, SessionMessage::Forwarded { sequence: 3 });
+    bed.pass(1000);
+    assert_eq!(stalled(&bed), Some((Some(chunk(0)), StallReason::Locked)));
+}
+
+#[test]
+fn blocks_that_no_replica_has_are_named_and_a_throttled_session_is_not_stalled() {
+    let mut bed = teaching(&[0]);
+    bed.feed(Input::SessionUp { learner: DiskId(2) });
+    bed.session(2, SessionMessage::Table { entries: Vec::new(), last: true });
+    bed.env.tokens = false;
+    bed.answer_disk();
+    bed.pass(30_000);
+    assert_eq!(stalled(&bed), None, "it waits for tokens: the throttle says why");
+    bed.env.tokens = true;
+    bed.bad_reads = true;
+    bed.pass(100);
+    bed.answer_disk();
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((Some(chunk(0)), StallReason::NoGoodCopy)));
+}
+
+#[test]
+fn every_reason_has_a_number_of_its_own() {
+    for code in 1..=8 {
+        let reason = StallReason::from_code(code).unwrap();
+        assert_eq!(reason.code(), code);
+        assert!(!reason.text().is_empty() && !reason.advice().is_empty());
+    }
+    assert_eq!(StallReason::from_code(9), None);
 }
