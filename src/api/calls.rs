@@ -27,6 +27,8 @@ pub enum AdminCall {
     Pgs,
     /// GET /v1/pgs/{id}
     Pg(String),
+    /// POST /v1/pgs/{id}/force-promote
+    ForcePromote(String, types::ForcePromoteRequest),
     /// GET /v1/map
     Map,
     /// GET /v1/resync

@@ -62,6 +62,10 @@ pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>) -> R
         .route("/v1/volumes/{name}", delete(|Path(n): Path<String>, s: Ctx| s.call(AdminCall::VolumeDelete(n))))
         .route("/v1/pgs", get(|s: Ctx| s.call(AdminCall::Pgs)))
         .route("/v1/pgs/{id}", get(|Path(n): Path<String>, s: Ctx| s.call(AdminCall::Pg(n))))
+        .route(
+            "/v1/pgs/{id}/force-promote",
+            post(|Path(n): Path<String>, s: Ctx, b: Bytes| s.call_with(b, |r| AdminCall::ForcePromote(n, r))),
+        )
         .route("/v1/map", get(|s: Ctx| s.call(AdminCall::Map)))
         .route("/v1/plan", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::Plan)))
         .route("/v1/resync", get(|s: Ctx| s.call(AdminCall::Resync)))

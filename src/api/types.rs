@@ -12,6 +12,7 @@
 //! | PATCH /v1/volumes/{name} | [`VolumeSet`] | [`VolumeInfo`] |
 //! | DELETE /v1/volumes/{name} | | [`Done`] |
 //! | POST /v1/nodes/{name}/state | [`NodeStateSet`] | [`NodeInfo`] |
+//! | POST /v1/pgs/{id}/force-promote | [`ForcePromoteRequest`] | [`ForcePromoteReply`] |
 //! | POST /v1/plan | [`PlanRequest`] | [`PlanReply`] |
 //! | GET /v1/resync, PATCH /v1/resync | , [`ResyncSet`] | [`ResyncInfo`] |
 //! | GET /v1/events?after=N | | list of [`Event`] |
@@ -132,7 +133,7 @@ pub struct DiskStatus {
     pub id: DiskId,
     /// The node's name.
     pub node: String,
-    /// `up`, `down`, `draining`, `failed`, `full`, `removed`.
+    /// `up`, `down`, `draining`, `failed`, `full`, `hung`, `removed`.
     pub state: String,
     /// Bytes that slots can hold.
     pub capacity_bytes: u64,
@@ -142,6 +143,9 @@ pub struct DiskStatus {
     pub pg_replicas: u64,
     /// Of which primaries.
     pub primaries: u64,
+    /// Age of the oldest operation that waits for it, if that is more than half a second; 0: nothing waits.
+    #[serde(default)]
+    pub lagging_ms: u64,
 }
 
 /// `node list|show`.
@@ -329,6 +333,62 @@ pub struct PgInfo {
     pub reason: String,
 }
 
+/// The operator's last resort for an unavailable PG: one copy leads, below min_replicas.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForcePromoteRequest {
+    /// The disk whose copy leads; none: the best complete one.
+    #[serde(default)]
+    pub disk: Option<DiskId>,
+    /// False: only say what would happen and what would be lost.
+    #[serde(default)]
+    pub accept_data_loss: bool,
+}
+
+/// What force-promote did, or would do.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ForcePromoteReply {
+    /// PG, as POOL.INDEX.
+    pub pg: String,
+    /// True: it was done. False: nothing has changed.
+    pub done: bool,
+    /// The disk whose copy leads.
+    pub disk: DiskId,
+    /// Its node's name.
+    pub node: String,
+    /// No acked write is missing on it.
+    pub lossless: bool,
+    /// What is or may be lost, in words.
+    pub loss: String,
+    /// Configuration before.
+    pub generation_before: Generation,
+    /// Configuration after; as before if nothing was done.
+    pub generation: Generation,
+    /// Disks that converge to it.
+    pub learners: Vec<DiskId>,
+    /// Members that leave, and what that means, one sentence each.
+    pub warnings: Vec<String>,
+    /// Every copy that answers, best first.
+    pub candidates: Vec<ForceCandidate>,
+}
+
+/// A copy that could lead.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ForceCandidate {
+    /// Its disk.
+    pub disk: DiskId,
+    /// Its node's name.
+    pub node: String,
+    /// The highest generation that it has.
+    pub generation: Generation,
+    /// It has all of that.
+    pub complete: bool,
+    /// The PG's sequence that its last flush covered.
+    pub flush_mark: u64,
+    /// What would be lost with it.
+    pub loss: String,
+}
+
 /// A what-if question; all empty: what does the cluster want to do now?
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct PlanRequest {
@@ -494,6 +554,39 @@ pub struct SessionInfo {
     pub bytes_sent: u64,
     /// What bounds it.
     pub limited_by: String,
+    /// Set if it makes no progress although nothing holds it back.
+    #[serde(default)]
+    pub stalled: Option<StallInfo>,
+}
+
+/// A copy without progress.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StallInfo {
+    /// For how long.
+    pub seconds: f64,
+    /// The volume and the index of the chunk at which it is stuck, if it is one chunk.
+    pub volume: Option<String>,
+    /// See `volume`.
+    pub chunk: Option<u32>,
+    /// Why, as a clause.
+    pub reason: String,
+    /// What to do about it, as a clause.
+    pub advice: String,
+}
+
+impl SessionInfo {
+    /// One sentence for a copy that makes no progress.
+    pub fn stall_sentence(&self) -> Option<String> {
+        let s = self.stalled.as_ref()?;
+        let at = match (&s.volume, s.chunk) {
+            (Some(volume), Some(chunk)) => format!("chunk {chunk} of volume {volume}: "),
+            _ => String::new(),
+        };
+        Some(format!(
+            "The copy of PG {} to {} makes no progress since {:.0} s: {at}{}. What to do: {}.",
+            self.pg, self.to, s.seconds, s.reason, s.advice
+        ))
+    }
 }
 
 /// Something that happened.

@@ -2,15 +2,18 @@
 
 use anyhow::Context as _;
 
-use crate::api::types::{DiskInfo, NodeInfo, NodeStateSet, PgInfo};
+use crate::api::types::{DiskInfo, ForcePromoteReply, ForcePromoteRequest, NodeInfo, NodeStateSet, PgInfo};
 use crate::core::cluster::NodeAdminState;
 use crate::core::ids::{DiskId, PgId};
 use crate::core::units::HumanBytes;
 
-use super::args::{DiskCommand, NodeCommand, PgCommand};
+use super::args::{DiskCommand, ForcePromoteArgs, NodeCommand, PgCommand};
 use super::client::{Client, segment};
 use super::out::{self, Table};
 use super::{Session, need_yes};
+
+/// Reasons of unavailable PGs below their table: a screen.
+const REASONS_SHOWN: usize = 20;
 
 /// `node …`, apart from `run`.
 pub fn node(session: &Session, command: NodeCommand) -> anyhow::Result<()> {
@@ -148,9 +151,50 @@ pub fn pg(session: &Session, command: PgCommand) -> anyhow::Result<()> {
         PgCommand::Show { id } => {
             let id: PgId = id.parse()?;
             let text = client.get_text(&format!("/v1/pgs/{id}"))?;
-            session.show(&client, &text, |pg: PgInfo| show_pg(&pg))
+            session.show(&client, &text, |pg: PgInfo| pgs_table(&[pg]))
         }
+        PgCommand::ForcePromote(args) => force_promote(session, &client, &args),
     }
+}
+
+/// Fails when nothing was done, so that no script takes a preview for the deed.
+fn force_promote(session: &Session, client: &Client, args: &ForcePromoteArgs) -> anyhow::Result<()> {
+    let id: PgId = args.id.parse()?;
+    let disk = args.disk.as_deref().map(str::parse).transpose()?;
+    let request = ForcePromoteRequest { disk, accept_data_loss: args.accept_data_loss };
+    let text = client.post_text(&format!("/v1/pgs/{id}/force-promote"), &request)?;
+    let reply: ForcePromoteReply = client.decode(&text)?;
+    session.show(client, &text, |reply: ForcePromoteReply| render_force(&reply))?;
+    anyhow::ensure!(reply.done, "nothing was changed; say --accept-data-loss if that is wanted");
+    Ok(())
+}
+
+fn render_force(reply: &ForcePromoteReply) -> String {
+    let then = if reply.done { "leads" } else { "would lead" };
+    let mut text =
+        format!("PG {}: disk {} of node {} {then} alone\nloss: {}\n", reply.pg, reply.disk, reply.node, reply.loss);
+    if reply.done {
+        text += &format!("generation {} before, {} now\n", reply.generation_before, reply.generation);
+    }
+    if !reply.learners.is_empty() {
+        let verb = if reply.done { "is" } else { "would be" };
+        text += &format!("{verb} copied to: {}\n", join(reply.learners.iter().copied()));
+    }
+    for warning in &reply.warnings {
+        text += &format!("- {warning}\n");
+    }
+    let mut table = Table::new(&["COPY", "NODE", "GENERATION", "COMPLETE", ">FLUSH MARK", "LOSS"]);
+    for c in &reply.candidates {
+        table.row([
+            c.disk.to_string(),
+            c.node.clone(),
+            c.generation.to_string(),
+            if c.complete { "yes" } else { "no" }.to_owned(),
+            c.flush_mark.to_string(),
+            c.loss.clone(),
+        ]);
+    }
+    text + "\n" + &table.render(out::colour())
 }
 
 fn pgs_table(pgs: &[PgInfo]) -> String {
@@ -168,13 +212,14 @@ fn pgs_table(pgs: &[PgInfo]) -> String {
             HumanBytes(pg.bytes).to_string(),
         ]);
     }
-    table.render(out::colour())
-}
-
-fn show_pg(pg: &PgInfo) -> String {
-    let mut text = pgs_table(std::slice::from_ref(pg));
-    if !pg.reason.is_empty() {
-        text += &format!("\n{}\n", pg.reason);
+    let mut text = table.render(out::colour());
+    // What brings back those that are not served.
+    let down: Vec<&PgInfo> = pgs.iter().filter(|pg| !pg.reason.is_empty()).collect();
+    for (i, pg) in down.iter().take(REASONS_SHOWN).enumerate() {
+        text += &format!("{}{}: {}\n", if i == 0 { "\n" } else { "" }, pg.id, pg.reason);
+    }
+    if down.len() > REASONS_SHOWN {
+        text += &format!("… and {} more (`evenkeel pg show` says it of each)\n", down.len() - REASONS_SHOWN);
     }
     text
 }

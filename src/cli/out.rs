@@ -122,7 +122,7 @@ pub fn paint_state(text: &str) -> String {
     match text {
         "ok" | "up" | "clean" => paint(GREEN, text),
         "warn" | "suspect" | "degraded" | "misplaced" | "draining" | "maintenance" | "deleting" => paint(YELLOW, text),
-        "error" | "down" | "unavailable" | "failed" | "full" => paint(RED, text),
+        "error" | "down" | "unavailable" | "failed" | "full" | "hung" => paint(RED, text),
         _ => text.to_owned(),
     }
 }

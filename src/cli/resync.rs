@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::api::types::{EtaRange, PlanReply, PlanRequest, ResyncInfo, ResyncSet};
+use crate::api::types::{EtaRange, PlanReply, PlanRequest, ResyncInfo, ResyncSet, SessionInfo};
 use crate::core::units::HumanBytes;
 
 use super::Session;
@@ -135,7 +135,13 @@ fn render_resync(info: &ResyncInfo) -> String {
             s.limited_by.clone(),
         ]);
     }
-    if table.is_empty() { text } else { text + "\n" + &table.render(out::colour()) }
+    if !table.is_empty() {
+        text = text + "\n" + &table.render(out::colour());
+    }
+    for sentence in info.sessions.iter().filter_map(SessionInfo::stall_sentence) {
+        text += &format!("- {sentence}\n");
+    }
+    text
 }
 
 /// Shows progress until nothing moves; a job's whole is what was left when it was first seen, or more if it grew.

@@ -5,12 +5,13 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use super::decide::{PgState, state_of};
 use super::owner::{Effect, Owner};
-use super::{plan, whatif, wiring};
+use super::{force, plan, whatif, wiring};
 use crate::api::calls::{AdminCall, AdminMessage, Answer, CallFailed};
 use crate::api::types::*;
-use crate::core::cluster::command::{Command, Outcome, PoolSpec, Refusal, RefusalKind};
-use crate::core::cluster::{NodeAdminState, Replica};
+use crate::core::cluster::command::{Command, Context, ForcePromote, Outcome, PoolSpec, Refusal, RefusalKind};
+use crate::core::cluster::{NodeAdminState, PgConfig, Replica};
 use crate::core::ids::{PgId, PoolId};
 use crate::core::placement as place;
 use crate::core::units::parse_bytes_per_sec;
@@ -64,6 +65,7 @@ impl Owner {
                 let config = map.pgs.get(&pg).ok_or(Refusal::Unknown { what: "pg", name: id })?;
                 json(&self.pg_info(config, &self.planning.misplaced()))
             }
+            AdminCall::ForcePromote(id, request) => self.force_promote(id, &request),
             AdminCall::Map => json(&MapSummary {
                 epoch: map.epoch,
                 version: map.version,
@@ -217,6 +219,90 @@ impl Owner {
         }
         self.planning.touch(self.now);
         self.node(name)
+    }
+
+    /// Without the operator's word it only says what would be done: the same checks, the same words.
+    fn force_promote(&mut self, id: String, request: &ForcePromoteRequest) -> Answer {
+        let map = self.state.map();
+        let pg: PgId = id.parse().map_err(|e| CallFailed::new(400, format!("{e}")))?;
+        let config = map.pgs.get(&pg).ok_or(Refusal::Unknown { what: "pg", name: id })?.clone();
+        if matches!(state_of(map, &self.runtime, &config), PgState::Clean | PgState::Degraded) {
+            let text = format!("PG {pg} is served: force-promote is the last resort for one that is not");
+            return Err(CallFailed::new(409, text));
+        }
+        if !self.runtime.is_settled() {
+            let text = "the coordinator has just started and waits for the nodes: ask again in a few seconds";
+            return Err(CallFailed::new(409, text));
+        }
+        let all = force::candidates(map, &self.runtime, &config);
+        let chosen = match request.disk {
+            Some(disk) => all.iter().find(|c| c.replica.disk == disk).ok_or_else(|| {
+                let have: Vec<String> = all.iter().map(|c| c.replica.disk.to_string()).collect();
+                let have = if have.is_empty() { "no disk".to_owned() } else { force::listing(&have) };
+                format!("{disk} has no copy of PG {pg} that answers and works: {have} has one")
+            }),
+            None => all.first().filter(|c| c.complete).ok_or_else(|| {
+                let back = force::way_back(map, &self.runtime, &config);
+                match all.first() {
+                    Some(c) => format!("no complete copy of PG {pg} answers: {back}; to lead with an incomplete one name it, as --disk {}", c.replica.disk),
+                    None => format!("no copy of PG {pg} answers: {back}"),
+                }
+            }),
+        };
+        let chosen = *chosen.map_err(|text| CallFailed::new(409, text))?;
+        let command = force::command(map, &config, &chosen, &all);
+        self.state.probe(Command::ForcePromote(command.clone()), &Context { liveness: &self.runtime })?;
+        let named = |disk| self.state.map().disks.get(&disk).map_or_else(String::new, |d| self.node_name(d.node));
+        let mut reply = ForcePromoteReply {
+            pg: pg.to_string(),
+            done: request.accept_data_loss,
+            disk: chosen.replica.disk,
+            node: named(chosen.replica.disk),
+            lossless: chosen.is_lossless(),
+            loss: command.loss.clone(),
+            generation_before: config.generation,
+            generation: config.generation,
+            learners: command.learners.iter().map(|l| l.replica.disk).collect(),
+            warnings: self.force_warnings(&config, &command),
+            candidates: all
+                .iter()
+                .map(|c| ForceCandidate {
+                    disk: c.replica.disk,
+                    node: named(c.replica.disk),
+                    generation: c.generation,
+                    complete: c.complete,
+                    flush_mark: c.flush_mark,
+                    loss: force::loss(&config, c),
+                })
+                .collect(),
+        };
+        if request.accept_data_loss {
+            self.apply(OPERATOR, Command::ForcePromote(command))?;
+            if let Some(config) = self.state.map().pgs.get(&pg).cloned() {
+                self.runtime.note_copy(chosen.replica, &config, true);
+                reply.generation = config.generation;
+            }
+            // Nobody who left is waited for.
+            self.runtime.no_grace.insert(pg);
+            self.planning.touch(self.now);
+            self.touch_pgs();
+        }
+        json(&reply)
+    }
+
+    fn force_warnings(&self, config: &PgConfig, command: &ForcePromote) -> Vec<String> {
+        let leave = config.members.iter().filter(|m| m.disk != command.chosen.disk);
+        let warn = |m: &Replica| {
+            let name = force::disk_on_node(self.state.map(), m.disk);
+            if self.runtime.live_boot(m.disk).is_some() {
+                format!("{name} leaves and becomes a copy of {}.", command.chosen.disk)
+            } else {
+                format!(
+                    "{name} does not answer and leaves: be sure that it is stopped, since what it still acks is lost;                      when it returns, its copy is overwritten."
+                )
+            }
+        };
+        leave.map(warn).collect()
     }
 
     fn set_resync(&mut self, request: ResyncSet) -> Answer {

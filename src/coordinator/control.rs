@@ -238,7 +238,12 @@ impl Owner {
             let disk = DiskId(stats.disk);
             let Some(view) = self.runtime.disks.get_mut(&disk).filter(|d| d.node == node) else { continue };
             (view.used_bytes, view.capacity_bytes) = (stats.used_bytes, stats.capacity_bytes);
-            if stats.failed && !view.failed {
+            let was_hung = std::mem::replace(&mut view.hung_ms, stats.hung_ms) > 0;
+            let fails = stats.failed && !view.failed;
+            if was_hung != (stats.hung_ms > 0) {
+                self.note_hung(disk, stats.hung_ms);
+            }
+            if fails {
                 self.fail_disk(&node.to_string(), disk);
                 self.touch_pgs();
             }
@@ -249,6 +254,7 @@ impl Owner {
                 self.pg_bytes.insert(pg, entry.bytes);
             }
         }
+        self.runtime.handle_copies(node, self.state.map(), &m.copies);
         self.totals.handle_report(node, m.process, &m.resync_written_bytes);
         let now = self.now;
         if let Some(view) = self.runtime.nodes.get_mut(&node) {
@@ -256,6 +262,17 @@ impl Owner {
             view.stats_before = view.stats.take();
             view.stats = Some((now, m));
         }
+    }
+
+    fn note_hung(&mut self, disk: DiskId, hung_ms: u64) {
+        let name = super::force::disk_on_node(self.state.map(), disk);
+        if hung_ms > 0 {
+            let seconds = hung_ms as f64 / 1000.0;
+            self.tell("disk-hung", "coordinator", format!("Disk {name} has not answered for {seconds:.1} s."));
+        } else {
+            self.tell("disk-answers", "coordinator", format!("Disk {name} answers again."));
+        }
+        self.touch_pgs();
     }
 
     fn purged(&mut self, node: NodeId, m: control::Purge) {

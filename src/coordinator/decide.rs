@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::force;
 use super::runtime::Runtime;
 use crate::core::cluster::command::{Command, Liveness};
 use crate::core::cluster::state::domain_of;
@@ -103,7 +104,8 @@ fn recover(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> Option<Com
     let mark = |r: &Replica| {
         let copy = runtime.disks.get(&r.disk)?.copies.get(&config.pg).copied();
         match copy {
-            Some(copy) if copy.complete => Some((copy.generation, copy.flush_mark)),
+            // An operator's decision holds until it is carried out: the disk restarted before it had accepted it.
+            Some(copy) if copy.complete || config.forced => Some((copy.generation, copy.flush_mark)),
             Some(_) => None,
             None => (config.generation.n == 1).then(Default::default),
         }
@@ -135,7 +137,9 @@ fn stale_learners(map: &ClusterMap, runtime: &Runtime, config: &PgConfig, pool: 
         let elsewhere = runtime.live_boot(replica.disk).is_some_and(|boot| boot != replica.boot);
         let dead = runtime.is_settled() && !runtime.is_live(replica);
         let unneeded = learner.replaces.is_none() && live >= pool.replicas as usize;
-        if elsewhere || dead || unneeded || is_given_up(map, replica.disk) {
+        // One on a disk that hangs would hold up acks in its last phase (R18).
+        let hung = runtime.is_hung(replica.disk);
+        if elsewhere || dead || unneeded || hung || is_given_up(map, replica.disk) {
             out.push(Command::DropLearner { pg: config.pg, replica });
         }
     }
@@ -151,7 +155,7 @@ fn take_back(map: &ClusterMap, runtime: &Runtime, config: &PgConfig, pool: &Pool
     let mut learning: BTreeSet<DiskId> = config.learners.iter().map(|l| l.replica.disk).collect();
     let mut replaced: BTreeSet<DiskId> = config.learners.iter().filter_map(|l| l.replaces).collect();
     let mut add = |replica: Replica, replaces: Option<DiskId>, learning: &mut BTreeSet<DiskId>| {
-        if counts.has_room(primary.disk, replica.disk) {
+        if counts.has_room(primary.disk, replica.disk) && !runtime.is_hung(replica.disk) {
             counts.learner(primary.disk, replica.disk);
             learning.insert(replica.disk);
             out.push(Command::AddLearner { pg: config.pg, learner: Learner { replica, replaces, class } });
@@ -180,7 +184,8 @@ fn take_back(map: &ClusterMap, runtime: &Runtime, config: &PgConfig, pool: &Pool
     let mut candidates: Vec<(bool, crate::core::ids::Generation, Replica)> = runtime
         .disks
         .iter()
-        .filter(|(id, _)| !is_member(**id) && Runtime::is_active(map, **id) && !runtime.is_flapping(config.pg, **id))
+        .filter(|(id, _)| !is_member(**id) && Runtime::is_active(map, **id) && !runtime.is_hung(**id))
+        .filter(|(id, _)| !runtime.is_flapping(config.pg, **id))
         .filter_map(|(id, view)| {
             let copy = view.copies.get(&config.pg)?;
             Some((copy.complete, copy.generation, runtime.live_replica(*id)?))
@@ -223,30 +228,32 @@ pub fn state_of(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> PgSta
     let live = config.members.iter().filter(|m| runtime.is_live(**m)).count();
     let primary = config.primary().is_some_and(|p| runtime.is_live(p));
     if live == 0 {
-        return PgState::Unavailable(format!("no member answers: start {}", hosts(map, runtime, config)));
+        return PgState::Unavailable(format!("no member answers: {}", force::way_back(map, runtime, config)));
     }
-    if live < pool.min_replicas as usize {
+    let enough = live >= pool.min_replicas as usize || (config.forced && live == config.members.len());
+    if !enough {
         let wanted = pool.min_replicas;
         return PgState::Unavailable(format!(
-            "{live} of at least {wanted} copies answer: start {}, or wait until a copy is complete",
-            hosts(map, runtime, config)
+            "{live} of at least {wanted} copies answer: {}",
+            force::way_back(map, runtime, config)
         ));
     }
     if !primary {
         return PgState::Unavailable("its primary does not answer; another member is about to take over".to_owned());
     }
+    if let Some(primary) = config.primary().filter(|p| runtime.is_hung(p.disk)) {
+        let name = force::disk_on_node(map, primary.disk);
+        return PgState::Unavailable(format!("its primary {name} hangs; another member takes over if one is fit to"));
+    }
     if let Some(primary) = config.primary().filter(|p| !runtime.serves(config.pg, p.disk)) {
         return PgState::Unavailable(format!("its primary {} gets ready to serve", primary.disk));
     }
-    if live >= pool.replicas as usize && live == config.members.len() { PgState::Clean } else { PgState::Degraded }
-}
-
-/// The nodes whose members don't answer.
-fn hosts(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> String {
-    let missing = config.members.iter().filter(|m| !runtime.is_live(**m));
-    let names: BTreeSet<&str> =
-        missing.filter_map(|m| Some(map.nodes.get(&map.disks.get(&m.disk)?.node)?.name.as_str())).collect();
-    if names.is_empty() { "more nodes".to_owned() } else { names.into_iter().collect::<Vec<_>>().join(", ") }
+    let hung = config.members.iter().any(|m| runtime.is_hung(m.disk));
+    if live >= pool.replicas as usize && live == config.members.len() && !hung {
+        PgState::Clean
+    } else {
+        PgState::Degraded
+    }
 }
 
 /// Copies that nobody needs any more: the PG is clean at full count without them, or its pool was deleted. Gives

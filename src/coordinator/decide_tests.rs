@@ -55,6 +55,7 @@ fn map() -> ClusterMap {
         members: vec![replica(1, 1), replica(2, 1), replica(3, 1)],
         learners: vec![],
         last_proposal: 0,
+        forced: false,
     };
     map.pgs.insert(PG, config);
     map
@@ -293,4 +294,148 @@ fn a_disk_that_its_primary_cannot_hear_comes_back_less_and_less_often() {
         runtime.now = at + std::time::Duration::from_millis(pause_ms);
         assert!(comes(&runtime), "removal {removal}");
     }
+}
+
+fn why(map: &ClusterMap, runtime: &Runtime) -> String {
+    match state_of(map, runtime, &map.pgs[&PG]) {
+        PgState::Unavailable(why) => why,
+        served => panic!("{served:?}"),
+    }
+}
+
+#[test]
+fn an_unavailable_pg_says_which_disks_bring_it_back() {
+    let map = map();
+    let text = why(&map, &settled(&map, &[(4, 1, Some((3, true, 1))), (5, 1, Some((4, false, 1)))]));
+    let parts = [
+        "d1 of node n1, d2 of node n2 and d3 of node n3",
+        "d4 of node n4 has a complete copy of generation 1:3 of 1:5",
+    ];
+    assert!(text.starts_with("no member answers: start") && parts.iter().all(|p| text.contains(p)), "{text}");
+    assert!(text.contains("pg force-promote 1.7") || text.contains(&format!("pg force-promote {PG}")), "{text}");
+    assert!(!text.contains("d5"), "an incomplete copy brings nothing back: {text}");
+    let text = why(&map, &settled(&map, &[(1, 2, FULL)]));
+    assert!(text.contains("d1 of node n1 has restarted") && text.contains("start d2 of node n2 and d3"), "{text}");
+    let text = why(&map, &settled(&map, &[(1, 1, FULL)]));
+    assert!(text.starts_with("1 of at least 2 copies answer: start d2 of node n2 and d3 of node n3"), "{text}");
+    let text = why(&map, &settled(&map, &[]));
+    assert!(!text.contains("force-promote"), "nobody could lead: {text}");
+}
+
+/// Which copy is best, and what is lost with it, row by row.
+#[test]
+fn copies_that_could_lead_are_named_with_what_they_lack() {
+    use crate::coordinator::force::{candidates, command, loss};
+    let map = map();
+    let config = &map.pgs[&PG];
+    let best = |disks: &[(u32, u64, Report)]| {
+        let runtime = settled(&map, disks);
+        let all = candidates(&map, &runtime, config);
+        let c = all[0];
+        (c.replica.disk.0, c.is_lossless(), loss(config, &c), command(&map, config, &c, &all).learners.len())
+    };
+    let (disk, lossless, text, learners) = best(&[(1, 2, FULL), (3, 1, Some((2, true, 0))), (4, 1, FULL)]);
+    assert!(disk == 3 && lossless && text.contains("every acked write") && learners == 2, "{disk} {text}");
+    let (disk, lossless, text, _) = best(&[(1, 2, Some((5, true, 3))), (2, 2, FULL), (4, 1, Some((5, true, 99)))]);
+    assert!(disk == 2 && !lossless && text.contains("not flushed may be lost"), "members before others: {disk} {text}");
+    let (disk, _, text, _) =
+        best(&[(1, 2, Some((5, false, 99))), (4, 1, Some((3, true, 1))), (5, 1, Some((2, true, 9)))]);
+    assert!(
+        disk == 4 && text == "d4 has generation 1:3 of 1:5 and is complete; writes acked after it left are lost",
+        "{text}"
+    );
+    let (disk, _, text, _) = best(&[(4, 1, Some((5, true, 1))), (5, 1, Some((5, false, 1)))]);
+    assert!(disk == 4 && text.contains("was no member"), "{text}");
+    let (disk, lossless, text, _) = best(&[(5, 1, Some((5, false, 1)))]);
+    assert!(disk == 5 && !lossless && text.contains("incomplete"), "{text}");
+    let (_, lossless, text, _) = best(&[(1, 1, Some((5, false, 10)))]);
+    assert!(!lossless && text.contains("incomplete"), "a member whose table is gone: {text}");
+    let runtime = settled(&map, &[(4, 1, Some((6, true, 1)))]);
+    assert_eq!(candidates(&map, &runtime, config), [], "newer than the map: another map's (R4)");
+}
+
+#[test]
+fn a_forced_pg_is_served_and_gets_its_copies_back() {
+    let mut map = map();
+    let config = map.pgs.get_mut(&PG).unwrap();
+    (config.members, config.forced) = (vec![replica(4, 1)], true);
+    let old = Some((3, true, 1));
+    let runtime = settled(&map, &[(4, 1, Some((3, false, 1))), (1, 1, old), (2, 1, old)]);
+    assert_eq!(state_of(&map, &runtime, &map.pgs[&PG]), PgState::Degraded, "one copy, but IO flows");
+    let learners = decided(&map, &runtime);
+    assert_eq!(learners.len(), 2, "{learners:?}");
+    assert!(learners.iter().all(|c| matches!(c, Command::AddLearner { .. })));
+    // It restarted before it had accepted: the decision holds.
+    let runtime = settled(&map, &[(4, 2, Some((3, false, 1)))]);
+    assert!(matches!(decided(&map, &runtime)[..], [Command::SetMembers { truth, .. }] if truth == replica(4, 2)));
+}
+
+#[test]
+fn what_a_learner_has_is_known_while_it_learns() {
+    let mut map = map();
+    map.pgs.get_mut(&PG).unwrap().learners.push(Learner {
+        replica: replica(4, 1),
+        replaces: None,
+        class: ResyncClass::Repair,
+    });
+    let mut runtime = settled(&map, &[(1, 1, FULL), (4, 1, FULL)]);
+    let says = |disk, complete| control::CopyStats {
+        disk,
+        report: Some(control::PgReport {
+            pg: PG.to_u64(),
+            generation_epoch: 1,
+            generation_n: 5,
+            complete,
+            ..Default::default()
+        }),
+    };
+    runtime.handle_copies(NodeId(4), &map, &[says(4, false)]);
+    assert!(!runtime.disks[&DiskId(4)].copies[&PG].complete);
+    runtime.handle_copies(NodeId(5), &map, &[says(4, true)]);
+    assert!(!runtime.disks[&DiskId(4)].copies[&PG].complete, "another node's word about it");
+    runtime.handle_copies(NodeId(1), &map, &[says(1, false)]);
+    assert!(runtime.disks[&DiskId(1)].copies[&PG].complete, "late news of a member from before it was one");
+}
+
+/// R7: its node is heard and says that the disk doesn't answer.
+#[test]
+fn a_disk_that_hangs_leads_nothing_and_learns_nothing() {
+    let mut map = map();
+    let mut runtime = settled(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL), (4, 1, Some((3, true, 1)))]);
+    let hang = |runtime: &mut Runtime, disk: u32, ms| runtime.disks.get_mut(&DiskId(disk)).unwrap().hung_ms = ms;
+    hang(&mut runtime, 1, 5100);
+    let text = why(&map, &runtime);
+    assert!(text.contains("d1 of node n1 hangs"), "{text}");
+    match &decided(&map, &runtime)[..] {
+        [Command::Promote { members, .. }] => {
+            assert_eq!(members.iter().map(|m| m.disk.0).collect::<Vec<_>>(), [2, 3, 1], "alive, it stays a member");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(runtime.accusation_stands(PG, replica(1, 1)), "its own node says so: the new primary's word is enough");
+    assert!(!runtime.accusation_stands(PG, replica(2, 1)));
+    // A secondary that hangs changes nobody's role; the PG isn't clean meanwhile, and no orphan is purged.
+    hang(&mut runtime, 1, 0);
+    hang(&mut runtime, 2, 5100);
+    assert_eq!(decided(&map, &runtime), []);
+    assert_eq!(state_of(&map, &runtime, &map.pgs[&PG]), PgState::Degraded);
+    assert_eq!(purgeable(&map, &runtime, 2, &BTreeSet::new()), []);
+    // Removed, it comes back only when it answers; others take its place at once.
+    map.pgs.get_mut(&PG).unwrap().members.remove(1);
+    let learners = |runtime: &Runtime| {
+        let added = decided(&map, runtime).into_iter().map(|c| match c {
+            Command::AddLearner { learner, .. } => learner.replica.disk.0,
+            other => panic!("{other:?}"),
+        });
+        added.collect::<Vec<_>>()
+    };
+    assert_eq!(learners(&runtime), [4]);
+    hang(&mut runtime, 2, 0);
+    assert_eq!(learners(&runtime), [2]);
+    let learner = Learner { replica: replica(2, 1), replaces: None, class: ResyncClass::Repair };
+    map.pgs.get_mut(&PG).unwrap().learners.push(learner);
+    assert_eq!(decided(&map, &runtime), []);
+    hang(&mut runtime, 2, 7000);
+    let dropped = Command::DropLearner { pg: PG, replica: replica(2, 1) };
+    assert_eq!(decided(&map, &runtime), [dropped], "in its last phase it would hold up acks");
 }

@@ -13,6 +13,7 @@ mod control;
 mod decide;
 mod events;
 mod files;
+mod force;
 mod owner;
 mod plan;
 mod runtime;

@@ -252,7 +252,7 @@ fn startable(
 ) -> Option<(Learner, DiskId)> {
     let config = map.pgs.get(&m.pg)?;
     let pool = map.pools.get(&m.pg.pool)?;
-    let replica = runtime.live_replica(m.to).filter(|_| Runtime::is_active(map, m.to))?;
+    let replica = runtime.live_replica(m.to).filter(|r| Runtime::is_active(map, m.to) && !runtime.is_hung(r.disk))?;
     let source = config.primary().filter(|p| runtime.is_live(*p))?.disk;
     if config.learners.iter().any(|l| l.replica.disk == m.to) {
         return None;
@@ -366,6 +366,9 @@ fn disk_state(map: &ClusterMap, runtime: &Runtime, disk: DiskId, grace: Duration
         // A node that never came (a disk not yet registered) is away, not lost, until the grace has passed.
         let lost = runtime.lost_since(record.node).is_some_and(|since| now.since(since) >= grace);
         return if lost { S::Lost } else { S::Down };
+    }
+    if runtime.is_hung(disk) {
+        return S::Down;
     }
     if node.admin_state == NodeAdminState::Draining || record.admin_state == DiskAdminState::Draining {
         return S::Draining;

@@ -90,6 +90,13 @@ pub struct Copy {
     pub flush_mark: u64,
 }
 
+impl From<&control::PgReport> for Copy {
+    fn from(p: &control::PgReport) -> Self {
+        let generation = Generation { epoch: p.generation_epoch, n: p.generation_n };
+        Copy { generation, complete: p.complete, flush_mark: p.flush_mark }
+    }
+}
+
 /// A disk as it registered.
 #[derive(Clone, Debug)]
 pub struct DiskView {
@@ -99,6 +106,8 @@ pub struct DiskView {
     pub boot: BootId,
     /// Not to be used.
     pub failed: bool,
+    /// For how long it has not answered an operation, as its node says; 0: it works (R7).
+    pub hung_ms: u64,
     /// Bytes in used slots.
     pub used_bytes: u64,
     /// Bytes that slots can hold.
@@ -182,14 +191,12 @@ impl Runtime {
     pub fn handle_registered(&mut self, conn: ConnId, reg: &control::Register, now: Instant) -> Option<ConnId> {
         let node = NodeId(reg.node);
         for disk in &reg.disks {
-            let copies = disk.pgs.iter().map(|p| {
-                let generation = Generation { epoch: p.generation_epoch, n: p.generation_n };
-                (PgId::from_u64(p.pg), Copy { generation, complete: p.complete, flush_mark: p.flush_mark })
-            });
+            let copies = disk.pgs.iter().map(|p| (PgId::from_u64(p.pg), Copy::from(p)));
             let view = DiskView {
                 node,
                 boot: BootId(disk.boot),
                 failed: disk.failed,
+                hung_ms: 0,
                 used_bytes: disk.used_bytes,
                 capacity_bytes: disk.capacity_bytes,
                 path: disk.path.clone(),
@@ -389,6 +396,20 @@ impl Runtime {
         }
     }
 
+    /// A node says how far copies are that are no members: learners, and old ones.
+    pub fn handle_copies(&mut self, node: NodeId, map: &ClusterMap, copies: &[control::CopyStats]) {
+        for stats in copies {
+            let (disk, Some(report)) = (DiskId(stats.disk), &stats.report) else { continue };
+            let pg = PgId::from_u64(report.pg);
+            let Some(view) = self.disks.get_mut(&disk).filter(|d| d.node == node) else { continue };
+            let replica = Replica { disk, boot: view.boot };
+            // What it said before it became a member may come late.
+            if map.pgs.get(&pg).is_some_and(|c| !c.is_member(replica)) {
+                view.copies.insert(pg, Copy::from(report));
+            }
+        }
+    }
+
     /// The disk's boot, if it answers now.
     pub fn live_boot(&self, disk: DiskId) -> Option<BootId> {
         let view = self.disks.get(&disk).filter(|v| !v.failed)?;
@@ -401,10 +422,33 @@ impl Runtime {
         Some(Replica { disk, boot: self.live_boot(disk)? })
     }
 
-    /// A live member that may be primary: complete, as far as its disk says (R21).
+    /// A live member that may be primary: its disk answers, and it is complete, as far as its disk says (R21).
     pub fn may_serve(&self, config: &PgConfig, replica: Replica) -> bool {
-        if !self.is_live(replica) {
-            return false;
+        self.is_live(replica) && !self.is_hung(replica.disk) && self.has_whole_copy(config, replica)
+    }
+
+    /// The disk's node is heard, but its disk doesn't answer: it leads nothing and takes no copy (R7).
+    pub fn is_hung(&self, disk: DiskId) -> bool {
+        self.disks.get(&disk).is_some_and(|d| d.hung_ms > 0)
+    }
+
+    /// Disks for which primaries wait: PGs, and milliseconds of the longest wait.
+    pub fn lagging(&self) -> BTreeMap<DiskId, (u32, u64)> {
+        let mut all: BTreeMap<DiskId, (u32, u64)> = BTreeMap::new();
+        let fresh = |at: Instant| self.now.since(at) < UNREACHABLE_KEPT;
+        for view in self.nodes.values().filter(|v| v.life != Life::Down) {
+            for l in view.stats.iter().filter(|(at, _)| fresh(*at)).flat_map(|(_, s)| &s.lagging) {
+                let entry = all.entry(DiskId(l.disk)).or_default();
+                *entry = (entry.0.saturating_add(l.pgs), entry.1.max(l.oldest_ms));
+            }
+        }
+        all
+    }
+
+    /// Complete, as far as its disk says (R21), or made the only member by the operator (R5).
+    pub fn has_whole_copy(&self, config: &PgConfig, replica: Replica) -> bool {
+        if config.is_forced_on(replica) {
+            return true;
         }
         match self.disks.get(&replica.disk).and_then(|d| d.copies.get(&config.pg)) {
             Some(copy) => copy.complete,
@@ -463,6 +507,9 @@ impl Liveness for Runtime {
     }
 
     fn accusation_stands(&self, pg: PgId, accused: Replica) -> bool {
+        if self.is_hung(accused.disk) {
+            return true; // Its own node says so too: both sides agree.
+        }
         let entry = self.accusations.get(&(pg, accused));
         entry.is_some_and(|(first, last)| last.since(*first) >= ACCUSATION_STANDS)
     }

@@ -4,17 +4,26 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::decide::{PgState, state_of};
+use super::force::disk_on_node;
 use super::owner::Owner;
 use super::plan::{FULL_RATIO, NEAR_FULL_RATIO};
 use super::runtime::Life;
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
 use crate::core::cluster::{DiskAdminState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
-use crate::core::ids::{DiskId, NodeId, PgId};
+use crate::core::ids::{DiskId, NodeId, PgId, VolumeId};
+use crate::core::replica::StallReason;
 use crate::core::units::{HumanBytes, Instant};
+use crate::wire::control::SessionStats;
 
 /// A rate is the mean over this.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
+
+/// Below this cap a learner may wait for its throttle longer than a session without progress counts as stalled: what is on
+/// the way of one (4 MiB) takes more than 4 s.
+const SLOW_CAP_BYTES_PER_SEC: u64 = 1 << 20;
+/// Stalled copies that health names.
+const STALLS_SHOWN: usize = 5;
 
 /// Samples of a counter that never falls, for its rate over the last seconds.
 #[derive(Debug, Default)]
@@ -65,12 +74,35 @@ impl Owner {
         }
     }
 
+    /// Disks that hang (errors) or are slow (warnings), by name.
+    fn slow_disks(&self, errors: &mut Vec<String>, warnings: &mut Vec<String>) {
+        let map = self.state.map();
+        for (id, view) in self.runtime.disks.iter().filter(|(id, _)| self.runtime.is_hung(**id)) {
+            errors.push(format!(
+                "Disk {} hangs: it has not answered for {:.1} s. Others take its place where enough copies are left; look at \
+                 the disk and at its host's log.",
+                disk_on_node(map, *id),
+                view.hung_ms as f64 / 1000.0
+            ));
+        }
+        for (id, (pgs, oldest_ms)) in self.runtime.lagging() {
+            if !self.runtime.is_hung(id) {
+                warnings.push(format!(
+                    "Disk {} is slow: writes of {pgs} placement groups wait for it since {:.1} s.",
+                    disk_on_node(map, id),
+                    oldest_ms as f64 / 1000.0
+                ));
+            }
+        }
+    }
+
     fn disk_state(&self, disk: &crate::core::cluster::Disk) -> &'static str {
         let node = self.state.map().nodes.get(&disk.node).map(|n| n.admin_state);
         match disk.admin_state {
             DiskAdminState::Removed => "removed",
             DiskAdminState::Failed => "failed",
             _ if self.runtime.live_boot(disk.id).is_none() => "down",
+            _ if self.runtime.is_hung(disk.id) => "hung",
             _ if self.fill_of(disk.id) >= FULL_RATIO => "full",
             DiskAdminState::Draining => "draining",
             DiskAdminState::Active if node == Some(NodeAdminState::Draining) => "draining",
@@ -82,7 +114,7 @@ impl Owner {
         self.runtime.disks.get(&disk).map_or(0.0, |d| d.used_bytes as f64 / (d.capacity_bytes.max(1)) as f64)
     }
 
-    fn node_name(&self, node: NodeId) -> String {
+    pub(super) fn node_name(&self, node: NodeId) -> String {
         self.state.map().nodes.get(&node).map_or_else(|| node.to_string(), |n| n.name.clone())
     }
 
@@ -115,6 +147,7 @@ impl Owner {
             name: n.name.clone(),
             state: self.node_state(n).to_owned(),
         });
+        let lagging = self.runtime.lagging();
         let disks = map.disks.values().map(|d| {
             let load = loads.get(&d.id).copied().unwrap_or_default();
             DiskStatus {
@@ -125,6 +158,7 @@ impl Owner {
                 used_bytes: self.runtime.disks.get(&d.id).map_or(0, |v| v.used_bytes),
                 pg_replicas: load.0,
                 primaries: load.1,
+                lagging_ms: lagging.get(&d.id).map_or(0, |l| l.1),
             }
         });
         let disks: Vec<DiskStatus> = disks.collect();
@@ -175,6 +209,7 @@ impl Owner {
                 _ => {}
             }
         }
+        self.slow_disks(&mut errors, &mut warnings);
         for (node, view) in &self.runtime.nodes {
             let full = view.stats.iter().flat_map(|(_, s)| s.full_disks.iter());
             let full: BTreeSet<DiskId> = full.map(|d| DiskId(*d)).collect();
@@ -198,6 +233,18 @@ impl Owner {
                 _ => {}
             }
         }
+        let below = |c: &&PgConfig| {
+            c.forced && map.pools.get(&c.pg.pool).is_some_and(|p| c.members.len() < p.min_replicas as usize)
+        };
+        let forced: Vec<String> = map.pgs.values().filter(below).map(|c| c.pg.to_string()).collect();
+        if !forced.is_empty() {
+            warnings.push(format!(
+                "PG {} was force-promoted and has fewer copies than its pool's minimum: give it disks to be copied to.",
+                forced[..forced.len().min(8)].join(", ")
+            ));
+        }
+        let stalls = self.sessions().into_iter().filter_map(|s| s.stall_sentence());
+        warnings.extend(stalls.take(STALLS_SHOWN));
         if pgs.degraded > 0 {
             warnings.push(format!(
                 "{} placement groups have fewer copies than wanted: they are repaired when their nodes return, or elsewhere after the grace.",
@@ -244,10 +291,41 @@ impl Owner {
                     bytes_done: s.map_or(0, |s| s.bytes_done.min(s.bytes_total)),
                     bytes_sent: s.map_or(0, |s| s.bytes_sent),
                     limited_by: s.map_or_else(|| "nothing".to_owned(), |s| s.limited_by.chars().take(64).collect()),
+                    stalled: s.and_then(|s| self.stall_info(s)),
                 });
             }
         }
         out
+    }
+
+    /// `None` also while the operator himself holds resync back: then the learner waits for its own throttle.
+    fn stall_info(&self, s: &SessionStats) -> Option<StallInfo> {
+        let map = self.state.map();
+        let resync = &map.settings.resync;
+        let held_back = resync.paused || resync.cap_bytes_per_sec.is_some_and(|cap| cap < SLOW_CAP_BYTES_PER_SEC);
+        if s.stalled_ms == 0 || held_back {
+            return None;
+        }
+        let full = |view: &super::runtime::NodeView| {
+            let pairs = view.stats.iter().flat_map(|(_, s)| s.full_pgs.iter().zip(&s.full_disks));
+            pairs.into_iter().any(|(pg, disk)| *pg == s.pg && *disk == s.learner)
+        };
+        let known = StallReason::from_code(s.stall_reason);
+        // The learner's own node knows why the learner doesn't answer.
+        let reason = match known {
+            Some(StallReason::Learner) if self.runtime.nodes.values().any(full) => Some(StallReason::LearnerFull),
+            other => other,
+        };
+        let volume = VolumeId(s.stalled_volume);
+        let name = || map.volumes.get(&volume).map_or_else(|| volume.to_string(), |v| v.name.clone());
+        let at_chunk = volume != VolumeId(0);
+        Some(StallInfo {
+            seconds: s.stalled_ms as f64 / 1000.0,
+            volume: at_chunk.then(name),
+            chunk: at_chunk.then_some(s.stalled_chunk),
+            reason: reason.map_or("a reason that this release does not know", StallReason::text).to_owned(),
+            advice: reason.map_or("look at the primary's log", StallReason::advice).to_owned(),
+        })
     }
 
     fn resync_status(&self) -> ResyncStatus {

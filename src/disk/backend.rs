@@ -175,11 +175,13 @@ pub(super) struct Io {
     backend: Box<dyn Backend>,
     pub counters: IoCounters,
     inflight: Inflight,
+    /// Calls that may take long on a disk that works.
+    syncing: Inflight,
 }
 
 impl Io {
     pub fn new(backend: Box<dyn Backend>) -> Self {
-        Io { backend, counters: IoCounters::default(), inflight: Inflight::new() }
+        Io { backend, counters: IoCounters::default(), inflight: Inflight::new(), syncing: Inflight::new() }
     }
 
     pub fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
@@ -201,7 +203,7 @@ impl Io {
     }
 
     pub fn sync(&self) -> io::Result<()> {
-        let _in_flight = self.inflight.enter();
+        let _in_flight = self.syncing.enter();
         let start = Instant::now();
         let result = self.backend.sync();
         IoCounters::add(&self.counters.fsyncs, 1);
@@ -257,9 +259,9 @@ impl Io {
         self.backend.len()
     }
 
-    /// When the oldest call in flight began: a disk that hangs must be seen (R7).
-    pub fn oldest_inflight(&self) -> Option<Instant> {
-        self.inflight.oldest()
+    /// When the oldest call in flight began, and the oldest fdatasync: a disk that hangs must be seen (R7).
+    pub fn oldest_inflight(&self) -> (Option<Instant>, Option<Instant>) {
+        (self.inflight.oldest(), self.syncing.oldest())
     }
 }
 

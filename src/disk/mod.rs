@@ -345,9 +345,17 @@ impl Disk {
         }
     }
 
-    /// When the oldest IO call under way began (R7).
-    pub fn oldest_inflight(&self) -> Option<Instant> {
-        self.io.oldest_inflight()
+    /// Since when the disk has owed an answer for too long (R7): a call that it hasn't answered for [`HANGS_AFTER`], or an
+    /// fdatasync for [`SYNC_HANGS_AFTER`].
+    pub fn hangs_since(&self) -> Option<Instant> {
+        let (call, sync) = self.io.oldest_inflight();
+        let late = |at: Option<Instant>, limit| at.filter(|at| at.elapsed() >= limit);
+        [late(call, HANGS_AFTER), late(sync, SYNC_HANGS_AFTER)].into_iter().flatten().min()
+    }
+
+    /// True while any IO call is under way.
+    pub fn is_busy(&self) -> bool {
+        self.io.oldest_inflight() != (None, None)
     }
 
     fn find(&self, chunk: ChunkId) -> Option<Arc<Chunk>> {
@@ -429,6 +437,10 @@ impl Disk {
     }
 }
 
+/// A read or write that takes so long has met a disk that hangs: a disk's own retries of one sector end within that.
+pub const HANGS_AFTER: Duration = Duration::from_secs(5);
+/// The same for an fdatasync, which may have a page cache full of writes to bring out.
+pub const SYNC_HANGS_AFTER: Duration = Duration::from_secs(15);
 /// Chunks cleaned at a time on closing: bounds the leaves in memory.
 const CLOSE_BATCH: usize = 256;
 

@@ -264,7 +264,7 @@ fn threads_write_read_flush_clean_and_delete_at_once() {
             });
         }
     });
-    assert_eq!(disk.oldest_inflight(), None);
+    assert!(!disk.is_busy() && disk.hangs_since().is_none());
     disk.close_clean().expect("closes");
     drop(disk);
     let disk = open(&p);

@@ -17,6 +17,7 @@ use super::disks::{DiskHandle, Job, JobDone};
 use super::leases::{Leases, now};
 use super::links::Links;
 use super::throttle::Throttle;
+use super::watch::Watch;
 use crate::api::metrics::{ForegroundMetrics, Operation};
 use crate::core::cluster::{ClusterMap, PgConfig, Replica as Member, ResyncClass};
 use crate::core::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
@@ -178,6 +179,7 @@ pub struct Engine {
     unreachable: BTreeSet<NodeId>,
     dropped: HashSet<(VolumeId, PgId)>,
     failed: BTreeSet<DiskId>,
+    watch: Watch,
     wanted_stale: bool,
     /// The coordinator doesn't know yet what is served here now.
     serving_changed: bool,
@@ -211,6 +213,7 @@ impl Engine {
             unreachable: BTreeSet::new(),
             dropped: HashSet::new(),
             failed: BTreeSet::new(),
+            watch: Watch::default(),
             wanted_stale: false,
             serving_changed: false,
         }
@@ -401,7 +404,9 @@ impl Engine {
             }
             Action::Propose { proposal, base, change } => {
                 let (kind, replicas, reason) = match change {
-                    Change::Remove(members) => (msg::ProposeKind::RemoveMembers, members, "they don't answer"),
+                    Change::Remove(members) => {
+                        (msg::ProposeKind::RemoveMembers, members, "they don't answer, or apply nothing")
+                    }
                     Change::Promote(learner) => (msg::ProposeKind::PromoteLearner, vec![learner], "it is complete"),
                 };
                 let propose = msg::Propose {
@@ -625,6 +630,9 @@ impl Engine {
         if listed || newer {
             return tracing::warn!(%pg, %disk, "kept a copy that the coordinator wanted purged: it is in use or newer");
         }
+        if self.watch.hung(disk).is_some() {
+            return; // It would hang this thread too; the coordinator asks again.
+        }
         self.replicas.remove(&key);
         self.ticking.remove(&key);
         match handle.purge(pg) {
@@ -677,13 +685,42 @@ impl Engine {
             self.parts.throttle.set_queue_depth(*id, depth as u32);
         }
         self.parts.throttle.tick();
+        self.watch_disks();
+    }
+
+    /// Graded failure detection: whose disk hangs here, and for whom operations wait.
+    fn watch_disks(&mut self) {
+        let (t, at) = (std::time::Instant::now(), now());
+        for (id, handle) in &self.parts.disks {
+            if self.watch.see_disk(*id, handle.disk().hangs_since(), t) {
+                // Leases are no longer asked for, or again (R7), and the coordinator hears of it at once.
+                (self.wanted_stale, self.serving_changed) = (true, true);
+            }
+        }
+        let mut waits: BTreeMap<DiskId, (u32, Duration)> = BTreeMap::new();
+        for replica in self.replicas.values() {
+            for (disk, age) in replica.lagging(at) {
+                let entry = waits.entry(disk).or_default();
+                *entry = (entry.0 + 1, entry.1.max(age));
+            }
+        }
+        if !waits.is_empty() {
+            let waiting: Vec<Key> = self.keys().into_iter().filter(|k| !self.ticking.contains(k)).collect();
+            for key in waiting {
+                if self.replicas.get(&key).is_some_and(|r| !r.lagging(at).is_empty()) {
+                    self.feed(key, Input::Tick);
+                }
+            }
+        }
+        self.serving_changed |= self.watch.see_waits(&waits, t);
     }
 
     /// What leases this node asks for, by node.
     fn renew_wanted(&mut self) {
         let mut wanted: BTreeMap<NodeId, Vec<LeaseEntry>> = BTreeMap::new();
         for (key, replica) in &self.replicas {
-            if !replica.is_primary() || self.failed.contains(&key.0) {
+            // Renewal needs IO progress (R7).
+            if !replica.is_primary() || self.failed.contains(&key.0) || self.watch.hung(key.0).is_some() {
                 continue;
             }
             let generation = replica.config().generation;
@@ -724,8 +761,10 @@ impl Engine {
                 capacity_bytes: space.capacity_bytes,
                 failed: handle.disk().is_failed(),
                 resync_rate_bytes_per_sec: self.parts.throttle.rate(*id).unwrap_or(0),
+                hung_ms: self.watch.hung(*id).map_or(0, |d| d.as_millis() as u64),
             });
         }
+        stats.lagging = self.watch.lagging().collect();
         stats.hash_mismatches += c.wire_mismatches.load(Ordering::Relaxed);
         let (mut repaired, mut lost) = (0, 0);
         for (key, replica) in &self.replicas {
@@ -737,9 +776,10 @@ impl Engine {
                     stats.full_pgs.push(key.1.to_u64());
                     stats.full_disks.push(key.0.0);
                 }
+                stats.copies.extend(self.copy_stats(*key, replica));
                 continue;
             }
-            if replica.is_serving() {
+            if replica.is_serving() && self.watch.hung(key.0).is_none() {
                 stats.serving_pgs.push(key.1.to_u64());
             }
             for disk in replica.full_disks() {
@@ -754,6 +794,8 @@ impl Engine {
                 } else {
                     "nothing"
                 };
+                let stalled = replica.stalled(s.learner, now());
+                let stuck_at = stalled.and_then(|s| s.chunk);
                 stats.sessions.push(msg::SessionStats {
                     pg: key.1.to_u64(),
                     learner: s.learner.0,
@@ -764,6 +806,10 @@ impl Engine {
                     bytes_done: s.chunks_done * CHUNK_BYTES,
                     bytes_sent: s.bytes_sent,
                     limited_by: limited_by.into(),
+                    stalled_ms: stalled.map_or(0, |s| now().since(s.since).as_millis() as u64),
+                    stall_reason: stalled.map_or(0, |s| s.reason.code()),
+                    stalled_volume: stuck_at.map_or(0, |c| c.volume.0),
+                    stalled_chunk: stuck_at.map_or(0, |c| c.index),
                 });
             }
             if let Some(handle) = self.parts.disks.get(&key.0) {
@@ -775,6 +821,23 @@ impl Engine {
         self.parts.counters.lost_blocks.store(lost, Ordering::Relaxed);
         *self.parts.stats.lock() = stats.clone();
         drop(self.parts.control.send(ToCoordinator::Stats(Box::new(stats))));
+    }
+
+    /// What the disk has of a PG whose member it isn't.
+    fn copy_stats(&self, (disk, pg): Key, replica: &Replica) -> Option<msg::CopyStats> {
+        let config = replica.config();
+        if !replica.is_outside() || config.generation == Generation::default() {
+            return None;
+        }
+        let report = msg::PgReport {
+            pg: pg.to_u64(),
+            generation_epoch: config.generation.epoch,
+            generation_n: config.generation.n,
+            complete: replica.is_complete(),
+            flush_mark: self.parts.disks.get(&disk).map_or(0, |d| d.disk().flush_mark(pg)),
+            durability_epoch: config.durability_epoch,
+        };
+        Some(msg::CopyStats { disk: disk.0, report: Some(report) })
     }
 
     /// Lets disks finish what they have, stores each replica's last state, and closes the disks cleanly.

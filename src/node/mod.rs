@@ -10,6 +10,7 @@ pub mod leases;
 pub mod links;
 pub mod queue;
 pub mod throttle;
+pub mod watch;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

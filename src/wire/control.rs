@@ -462,6 +462,37 @@ pub struct Stats {
     /// The process that counts (see `Register.process`).
     #[prost(uint64, tag = "15")]
     pub process: u64,
+    /// Copies on this node's disks that are no members: learners, and old ones. What each disk knows of its PG.
+    #[prost(message, repeated, tag = "16")]
+    pub copies: Vec<CopyStats>,
+    /// Members for which this node's primaries have waited too long.
+    #[prost(message, repeated, tag = "17")]
+    pub lagging: Vec<LaggingStats>,
+}
+
+/// A member whose oldest unacked operation is old.
+#[derive(Clone, PartialEq, Message)]
+pub struct LaggingStats {
+    /// DiskId.
+    #[prost(uint32, tag = "1")]
+    pub disk: u32,
+    /// PGs that wait.
+    #[prost(uint32, tag = "2")]
+    pub pgs: u32,
+    /// Age of the oldest wait.
+    #[prost(uint64, tag = "3")]
+    pub oldest_ms: u64,
+}
+
+/// A copy that is no member.
+#[derive(Clone, PartialEq, Message)]
+pub struct CopyStats {
+    /// DiskId.
+    #[prost(uint32, tag = "1")]
+    pub disk: u32,
+    /// What it knows.
+    #[prost(message, optional, tag = "2")]
+    pub report: Option<PgReport>,
 }
 
 /// Bytes that a PG's primary holds.
@@ -493,6 +524,9 @@ pub struct DiskStats {
     /// Rate that the throttle allows resync now, bytes per second; 0: unlimited.
     #[prost(uint64, tag = "5")]
     pub resync_rate_bytes_per_sec: u64,
+    /// For how long it has not answered an operation; 0: it works (R7).
+    #[prost(uint64, tag = "6")]
+    pub hung_ms: u64,
 }
 
 /// A resync session's progress, as its primary sees it.
@@ -525,4 +559,16 @@ pub struct SessionStats {
     /// What bounds it now: `nothing`, `cap`, `foreground latency`, `paused`, `network`, `slots`, …
     #[prost(string, tag = "9")]
     pub limited_by: String,
+    /// For how long it has made no progress; 0: it gets on.
+    #[prost(uint64, tag = "10")]
+    pub stalled_ms: u64,
+    /// Why: [`StallReason::code`](crate::core::replica::StallReason::code).
+    #[prost(uint32, tag = "11")]
+    pub stall_reason: u32,
+    /// Where it is stuck: VolumeId; 0: at no chunk in particular.
+    #[prost(uint64, tag = "12")]
+    pub stalled_volume: u64,
+    /// See `stalled_volume`: index of the chunk.
+    #[prost(uint32, tag = "13")]
+    pub stalled_chunk: u32,
 }

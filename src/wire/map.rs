@@ -193,6 +193,9 @@ pub struct PgConfig {
     /// Last proposal carried out.
     #[prost(fixed64, tag = "7")]
     pub last_proposal: u64,
+    /// An operator made its one member lead (R5).
+    #[prost(bool, tag = "8")]
+    pub forced: bool,
 }
 
 /// See [`core::Settings`].
@@ -412,6 +415,7 @@ impl From<&core::PgConfig> for PgConfig {
                 })
                 .collect(),
             last_proposal: c.last_proposal,
+            forced: c.forced,
         }
     }
 }
@@ -444,6 +448,7 @@ impl TryFrom<PgConfig> for core::PgConfig {
             members: c.members.into_iter().map(Into::into).collect(),
             learners,
             last_proposal: c.last_proposal,
+            forced: c.forced,
         })
     }
 }

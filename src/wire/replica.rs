@@ -677,6 +677,7 @@ mod tests {
             members: vec![Replica { disk: DiskId(4), boot: BootId(1) }],
             learners: vec![],
             last_proposal: 0,
+            forced: true,
         };
         let s = PeerMessage::Session;
         let data: Bytes = vec![9; 4096].into();

@@ -10,6 +10,8 @@ mod tools;
 
 mod bit_flip;
 mod faults;
+mod force;
+mod frozen;
 mod gateways;
 mod guest;
 mod real_input;
@@ -56,6 +58,8 @@ const TESTS: &[Test] = tests! {
     ALWAYS faults::a_killed_primary_returns_by_difference;
     ALWAYS faults::a_killed_gateway_returns_under_its_name;
     ALWAYS faults::io_goes_on_without_the_coordinator;
+    ALWAYS force::the_last_copy_serves_when_the_operator_says_so;
+    ALWAYS frozen::io_goes_on_without_a_disk_that_hangs;
     ALWAYS gateways::the_second_stands_by_until_the_first_stops;
     ALWAYS gateways::take_over_fences_the_first;
     ALWAYS guest::a_guest_writes_while_nodes_come_and_go;

@@ -48,7 +48,15 @@ impl Coordinator {
     pub fn new(pg: PgId, members: Vec<Member>, replicas: usize, min_replicas: usize) -> Self {
         let generation = Generation { epoch: 1, n: 1 };
         Coordinator {
-            config: PgConfig { pg, generation, durability_epoch: 1, members, learners: Vec::new(), last_proposal: 0 },
+            config: PgConfig {
+                pg,
+                generation,
+                durability_epoch: 1,
+                members,
+                learners: Vec::new(),
+                last_proposal: 0,
+                forced: false,
+            },
             replicas,
             min_replicas,
             up: true,

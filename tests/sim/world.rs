@@ -416,6 +416,7 @@ impl World {
                     members: Vec::new(),
                     learners: Vec::new(),
                     last_proposal: 0,
+                    forced: false,
                 },
             };
             nodes.insert(id, node);

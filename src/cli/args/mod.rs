@@ -237,6 +237,31 @@ pub enum PgCommand {
         /// Its id, as 1.17
         id: String,
     },
+    /// The last resort for an unavailable placement group: one copy leads alone, below the pool's minimum
+    ///
+    /// Without --accept-data-loss it changes nothing: it says what would happen and what would be lost, and fails.
+    #[command(after_help = FORCE_EXAMPLES)]
+    ForcePromote(ForcePromoteArgs),
+}
+
+const FORCE_EXAMPLES: &str = "\
+Examples:
+  evenkeel pg list --state unavailable
+  evenkeel pg force-promote 1.17                              what would be lost; changes nothing
+  evenkeel pg force-promote 1.17 --accept-data-loss           the best complete copy leads
+  evenkeel pg force-promote 1.17 --disk d4 --accept-data-loss     another one, also an incomplete one";
+
+/// `pg force-promote`.
+#[derive(Debug, Args)]
+pub struct ForcePromoteArgs {
+    /// Its id, as 1.17
+    pub id: String,
+    /// The disk whose copy leads; default: the best complete one
+    #[arg(long, value_name = "DISK")]
+    pub disk: Option<String>,
+    /// Do it, and lose what it says
+    #[arg(long)]
+    pub accept_data_loss: bool,
 }
 
 /// `pool …`.

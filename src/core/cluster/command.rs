@@ -184,6 +184,25 @@ pub enum Command {
         /// Those that converge to it.
         learners: Vec<Learner>,
     },
+    /// The operator's last resort: one copy leads an unavailable PG, below min_replicas (R5).
+    ForcePromote(ForcePromote),
+}
+
+/// What the operator decided for an unavailable PG.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForcePromote {
+    /// Which PG.
+    pub pg: PgId,
+    /// The generation that the decision was made on.
+    pub base: Generation,
+    /// The only member from now on, at its present boot.
+    pub chosen: Replica,
+    /// Those that converge to it.
+    pub learners: Vec<Learner>,
+    /// It holds every acked write: a live, complete member. Else gateways send again what they have (R13).
+    pub lossless: bool,
+    /// What is or may be lost, for the event log.
+    pub loss: String,
 }
 
 /// What a pool is to be.
@@ -417,8 +436,14 @@ pub enum Refusal {
     NotLive { replica: Replica },
     #[error("PG {pg} has {replicas} live replicas already: drop the learner")]
     NotNeeded { pg: PgId, replicas: usize },
-    #[error("disk {disk} of PG {pg} still answers at its recorded boot: no other member may be taken as the truth", disk = .replica.disk)]
+    #[error("disk {disk} of PG {pg} still answers at its recorded boot: no other copy may be taken as the truth; stop its node first if it is to be left out", disk = .replica.disk)]
     MemberAlive { pg: PgId, replica: Replica },
+    #[error(
+        "PG {pg} is not unavailable: {live} of its members answer, at least {min_replicas} are wanted, so it serves or is about to"
+    )]
+    StillServed { pg: PgId, live: usize, min_replicas: u32 },
+    #[error("PG {pg} was force-promoted already and its member {disk} answers: it serves or is about to")]
+    ForcedAlready { pg: PgId, disk: DiskId },
     #[error("PG {pg} has {have} learners, the limit is {max}: wait until one is complete")]
     TooManyLearners { pg: PgId, have: usize, max: usize },
     #[error("the record of {0} holds what this release doesn't know: upgrade the coordinator before changing it")]

@@ -287,6 +287,9 @@ pub struct PgConfig {
     pub learners: Vec<Learner>,
     /// The last proposal that was carried out, so that a primary can read its outcome (R3).
     pub last_proposal: u64,
+    /// An operator made this configuration below min_replicas (R5): its one member leads with what it has, complete or
+    /// not. Ends when the members are enough again.
+    pub forced: bool,
 }
 
 impl PgConfig {
@@ -298,6 +301,11 @@ impl PgConfig {
     /// True if the disk is a member at this boot.
     pub fn is_member(&self, replica: Replica) -> bool {
         self.members.contains(&replica)
+    }
+
+    /// True if the operator made this replica the only member, whatever it lacks (R5).
+    pub fn is_forced_on(&self, replica: Replica) -> bool {
+        self.forced && self.members == [replica]
     }
 }
 

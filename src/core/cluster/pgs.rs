@@ -7,10 +7,12 @@
 //!      │ PromoteLearner (primary; complete, live; generation + 1)
 //!   learners ◀── AddLearner (coordinator)  ──▶ DropLearner (either; the generation stays)
 //!      ▲
-//!      └── SetMembers: no member lives at its recorded boot (R2; generation + 1, durability epoch + 1)
+//!      ├── SetMembers: no member lives at its recorded boot (R2; generation + 1, durability epoch + 1)
+//!      └── ForcePromote (operator): too few members live for min_replicas (R5; generation + 1, and the durability epoch
+//!          unless the chosen one holds every acked write). `forced` until they are enough again
 //! ```
 
-use super::command::{Change, Context, Outcome, Proposal, Refusal};
+use super::command::{Change, Context, ForcePromote, Outcome, Proposal, Refusal};
 use super::state::{Record, Tx};
 use super::{Learner, PgConfig, Pool, Replica};
 use crate::core::ids::{Generation, PgId};
@@ -46,7 +48,7 @@ impl Tx<'_> {
         if self.map.disks.get(&primary.disk).map(|d| d.node) != Some(p.from) {
             return Err(Refusal::NotPrimary { pg: p.pg, from: p.from });
         }
-        let (pg, wanted) = (p.pg, pool.replicas as usize);
+        let (pg, wanted, min_replicas) = (p.pg, pool.replicas as usize, pool.min_replicas as usize);
         let text = match p.change {
             Change::RemoveMembers(gone) => {
                 if let Some(replica) = gone.iter().find(|r| !config.is_member(**r)) {
@@ -109,6 +111,7 @@ impl Tx<'_> {
             }
         };
         config.last_proposal = p.id;
+        config.forced &= config.members.len() < min_replicas;
         self.tell("pg-changed", text);
         self.write(Record::Pg(config));
         Ok(Outcome::Done)
@@ -233,6 +236,47 @@ impl Tx<'_> {
                 truth.disk
             ),
         );
+        self.write(Record::Pg(config));
+        Ok(Outcome::Done)
+    }
+
+    /// R5's exception. A live member goes before every other copy: it holds every acked write, and might go on serving
+    /// reads until it hears of the change.
+    pub(super) fn force_promote(&mut self, force: ForcePromote, context: &Context<'_>) -> Result<Outcome, Refusal> {
+        let ForcePromote { pg, base, chosen, learners, lossless, loss } = force;
+        let (mut config, pool) = self.config_at(pg, base)?;
+        let live: Vec<Replica> = config.members.iter().copied().filter(|m| context.liveness.is_live(*m)).collect();
+        if live.len() >= pool.min_replicas as usize {
+            return Err(Refusal::StillServed { pg, live: live.len(), min_replicas: pool.min_replicas });
+        }
+        if config.forced && live.len() == config.members.len() {
+            return Err(Refusal::ForcedAlready { pg, disk: live.first().copied().unwrap_or_default().disk });
+        }
+        self.disk(chosen.disk)?;
+        let member = live.contains(&chosen);
+        if let Some(replica) = live.first().filter(|_| !member) {
+            return Err(Refusal::MemberAlive { pg, replica: *replica });
+        }
+        let all = std::iter::once(chosen).chain(learners.iter().map(|l| l.replica));
+        if let Some(replica) = all.clone().find(|r| !context.liveness.is_live(*r)) {
+            return Err(Refusal::NotLive { replica });
+        }
+        if learners.len() > LEARNERS_MAX {
+            return Err(Refusal::TooManyLearners { pg, have: learners.len(), max: LEARNERS_MAX });
+        }
+        for learner in &learners {
+            self.disk(learner.replica.disk)?;
+            if learner.replica.disk == chosen.disk {
+                return Err(Refusal::AlreadyThere { pg, replica: learner.replica });
+            }
+        }
+        config.members = vec![chosen];
+        config.learners = learners;
+        config.forced = true;
+        settle(&mut config);
+        config.generation = config.generation.next();
+        config.durability_epoch += u64::from(!(member && lossless));
+        self.tell("pg-forced", format!("PG {pg} was force-promoted: {} is its only member now; {loss}.", chosen.disk));
         self.write(Record::Pg(config));
         Ok(Outcome::Done)
     }

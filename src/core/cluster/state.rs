@@ -103,6 +103,14 @@ impl ClusterState {
         Ok(Applied { changed, happenings, outcome })
     }
 
+    /// What `apply` would answer; changes nothing.
+    ///
+    /// # Errors
+    /// As [`ClusterState::apply`].
+    pub fn probe(&self, command: Command, context: &Context<'_>) -> Result<Outcome, Refusal> {
+        Tx::new(&self.map, self.next).run(command, context)
+    }
+
     /// The first invariant that doesn't hold, as a sentence. For tests, and after loading.
     ///
     /// # Errors
@@ -323,6 +331,7 @@ impl<'a> Tx<'a> {
             Command::AddLearner { pg, learner } => self.add_learner(pg, learner, context),
             Command::DropLearner { pg, replica } => self.drop_learner(pg, replica),
             Command::SetMembers { pg, base, truth, learners } => self.set_members(pg, base, truth, learners, context),
+            Command::ForcePromote(force) => self.force_promote(force, context),
         }
     }
 
@@ -404,6 +413,7 @@ impl<'a> Tx<'a> {
                 members,
                 learners: Vec::new(),
                 last_proposal: 0,
+                forced: false,
             }));
         }
         self.tell(

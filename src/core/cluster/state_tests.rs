@@ -543,3 +543,70 @@ proptest! {
         prop_assert_eq!(&copy, restored.map());
     }
 }
+
+fn force(bed: &Bed, chosen: Replica, learners: &[Replica], lossless: bool) -> Command {
+    let learner = |r: &Replica| Learner { replica: *r, replaces: None, class: ResyncClass::RepairCritical };
+    Command::ForcePromote(crate::core::cluster::command::ForcePromote {
+        pg: PG,
+        base: bed.config().generation,
+        chosen,
+        learners: learners.iter().map(learner).collect(),
+        lossless,
+        loss: "something may be lost".into(),
+    })
+}
+
+/// R5: the only way below min_replicas, and only for a PG that too few members hold.
+#[test]
+fn an_operator_forces_a_copy_of_an_unavailable_pg_to_lead() {
+    let mut bed = Bed::new();
+    let before = bed.config();
+    let one = replica(1, 1);
+    assert!(matches!(bed.no(force(&bed, one, &[], true)), Refusal::StillServed { live: 3, .. }));
+    bed.dies(replica(3, 1));
+    assert!(matches!(bed.no(force(&bed, one, &[], true)), Refusal::StillServed { live: 2, .. }));
+    bed.dies(replica(2, 1));
+    assert!(matches!(bed.no(force(&bed, replica(4, 1), &[], false)), Refusal::MemberAlive { .. }), "one has it all");
+    assert!(matches!(bed.no(force(&bed, replica(2, 1), &[], false)), Refusal::MemberAlive { .. }));
+    assert!(matches!(bed.no(force(&bed, one, &[replica(2, 1)], true)), Refusal::NotLive { .. }));
+    assert!(matches!(bed.no(force(&bed, one, &[one], true)), Refusal::AlreadyThere { .. }));
+
+    let stale = force(&bed, one, &[], true);
+    bed.ok(force(&bed, one, &[replica(4, 1)], true));
+    assert!(matches!(bed.no(stale), Refusal::GenerationMoved { .. }));
+    let now = bed.config();
+    assert!(now.forced && now.is_forced_on(one) && now.learners.len() == 1);
+    assert_eq!((now.generation, now.durability_epoch), (before.generation.next(), before.durability_epoch));
+    assert!(matches!(bed.no(force(&bed, one, &[], true)), Refusal::ForcedAlready { .. }));
+
+    // A second copy ends the exception; from then on the rule holds as ever.
+    bed.propose(7, 1, Change::PromoteLearner(replica(4, 1))).unwrap();
+    let now = bed.config();
+    assert_eq!((now.members.clone(), now.forced), (vec![one, replica(4, 1)], false));
+    bed.dies(replica(4, 1));
+    let refused = bed.propose(8, 1, Change::RemoveMembers(vec![replica(4, 1)])).unwrap_err();
+    assert!(matches!(refused, Refusal::BelowMinimum { .. }));
+    bed.ok(force(&bed, one, &[], true));
+    assert_eq!(bed.config().members, [one], "and the operator may decide again");
+}
+
+#[test]
+fn what_may_be_lost_raises_the_durability_epoch() {
+    let mut bed = Bed::new();
+    for disk in 1..=3 {
+        bed.dies(replica(disk, 1));
+    }
+    let before = bed.config();
+    // A disk that was no member, or one that restarted: acked writes may be missing (R13).
+    bed.ok(force(&bed, replica(4, 1), &[], true));
+    assert_eq!(bed.config().durability_epoch, before.durability_epoch + 1);
+    bed.dies(replica(4, 1));
+    bed.comes(replica(4, 2));
+    bed.ok(Command::SetMembers { pg: PG, base: bed.config().generation, truth: replica(4, 2), learners: vec![] });
+    assert!(bed.config().is_forced_on(replica(4, 2)), "the decision survives a restart of its disk (R2)");
+    let mut bed = Bed::new();
+    bed.dies(replica(2, 1));
+    bed.dies(replica(3, 1));
+    bed.ok(force(&bed, replica(1, 1), &[], false));
+    assert_eq!(bed.config().durability_epoch, 2, "a member that lost its table");
+}

@@ -17,12 +17,16 @@
 //! Non-goals: choosing members (the coordinator), storing data (`disk`), talking (`net`).
 
 mod client;
+mod detect;
 pub mod locks;
 mod member;
 mod primary;
 mod source;
 mod target;
+#[cfg(test)]
+mod tests;
 pub mod types;
+mod watchdog;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -34,9 +38,11 @@ use super::cluster::{PgConfig, Replica as Member, ResyncClass};
 use super::hashtree::Hash;
 use super::ids::{ChunkId, DiskId, Generation, PgId, VolumeId};
 use super::units::{BLOCKS_PER_CHUNK, Instant};
+pub use detect::LAGGING_AFTER;
 use locks::{Locks, Mode, Ticket};
 pub use source::SessionProgress;
 pub use types::*;
+pub use watchdog::{STALLED_AFTER, StallReason, Stalled};
 
 /// What a replica asks of its surroundings while it decides.
 pub trait Env {
@@ -117,6 +123,8 @@ struct InFlight {
     request: Option<RequestId>,
     op: Operation,
     durable: bool,
+    /// When it was ordered.
+    since: Instant,
     local_done: bool,
     awaiting: BTreeSet<DiskId>,
 }
@@ -125,12 +133,16 @@ struct InFlight {
 struct PendingFlush {
     request: RequestId,
     mark: u64,
+    /// When it was asked for.
+    since: Instant,
     local_done: bool,
     awaiting: BTreeSet<DiskId>,
 }
 
 #[derive(Debug, Default)]
 struct Preparing {
+    /// When those that it awaits were asked.
+    since: Instant,
     awaiting: BTreeSet<DiskId>,
     full: BTreeSet<DiskId>,
     waiters: Vec<Ticket>,
@@ -210,6 +222,11 @@ enum Waiting {
     SourceTable(DiskId),
     /// The chunks of a volume that is to be deleted.
     DeleteTable(VolumeId),
+    /// The chunks of an incomplete copy that the operator made lead under this generation; the version of one; all
+    /// versions made stable.
+    ForcedTable(Generation),
+    ForcedVersion(Generation),
+    ForcedFlush(Generation),
     /// The learner's record and then its table.
     TargetOpen,
     TargetTable,
@@ -219,6 +236,7 @@ enum Waiting {
 /// Collecting acceptances of a configuration.
 #[derive(Debug, Default)]
 struct Activation {
+    began: Instant,
     /// This replica led the generation before and has its operations in flight.
     continuing: bool,
     persisted: bool,
@@ -234,6 +252,8 @@ struct Activation {
     reconciling: BTreeSet<Ticket>,
     /// Repairs look again once all members can answer.
     repairs_due: bool,
+    /// Chunks of an incomplete copy that the operator made lead, whose versions are still being set.
+    restamping: usize,
 }
 
 /// A secondary's acceptance that waits for what it admitted before (R6).
@@ -256,6 +276,8 @@ enum AcceptFlush {
 /// One disk's replica of one PG.
 pub struct Replica {
     me: Member,
+    /// As of the input that is being handled.
+    now: Instant,
     state: PgState,
     role: Role,
     /// Learners of the current configuration, from the map.
@@ -291,6 +313,10 @@ pub struct Replica {
     prepared: BTreeSet<ChunkId>,
     preparing: BTreeMap<ChunkId, Preparing>,
     unreachable: BTreeSet<DiskId>,
+    /// Members that ack nothing although operations wait for them.
+    stuck: BTreeSet<DiskId>,
+    acked: BTreeMap<DiskId, detect::Acked>,
+    look_after: Instant,
     /// Members that said that they can't go on.
     faulty: BTreeSet<DiskId>,
     /// Tickets whose locks or reservations came through in passing; run at the end of the input.
@@ -309,8 +335,6 @@ pub struct Replica {
     unsure_chunks: BTreeSet<ChunkId>,
     /// Chunks that the session copies now, with the newest version forwarded to them.
     copying: BTreeMap<ChunkId, (Generation, u64)>,
-    /// When the input came that is being handled.
-    now: Instant,
     actions: Vec<Action>,
     /// Blocks that no replica had right, and blocks repaired from another one.
     lost_blocks: u64,
@@ -328,6 +352,7 @@ impl Replica {
                 members: Vec::new(),
                 learners: Vec::new(),
                 last_proposal: 0,
+                forced: false,
             },
             complete: false,
             fences: Vec::new(),
@@ -338,6 +363,7 @@ impl Replica {
         let uncommitted = state.uncommitted.iter().zip(0..).map(|(r, i)| ((state.last_sequence, i), *r)).collect();
         Replica {
             me,
+            now: Instant(0),
             fences: state.fences.iter().copied().collect(),
             role: Role::Outside,
             learners: Vec::new(),
@@ -363,6 +389,9 @@ impl Replica {
             prepared: BTreeSet::new(),
             preparing: BTreeMap::new(),
             unreachable: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            acked: BTreeMap::new(),
+            look_after: Instant(0),
             faulty: BTreeSet::new(),
             granted_later: Vec::new(),
             proposal: None,
@@ -376,7 +405,6 @@ impl Replica {
             unsure_chunks: BTreeSet::new(),
             copying: BTreeMap::new(),
             state,
-            now: Instant(0),
             actions: Vec::new(),
             lost_blocks: 0,
             repaired_blocks: 0,
@@ -436,6 +464,16 @@ impl Replica {
         matches!(self.role, Role::Primary(_))
     }
 
+    /// True if it is no member of its configuration, as far as it knows: a learner, or an old copy.
+    pub fn is_outside(&self) -> bool {
+        matches!(self.role, Role::Outside)
+    }
+
+    /// True if it has all that its configuration had.
+    pub fn is_complete(&self) -> bool {
+        self.state.complete || self.caught_up_with.is_some()
+    }
+
     /// The accepted configuration.
     pub fn config(&self) -> &PgConfig {
         &self.state.config
@@ -454,7 +492,7 @@ impl Replica {
             config: self.state.config.clone(),
             // A learner that has everything may have been promoted while it stops cleanly; what was acked since, it
             // was asked for. A new session takes this back first.
-            complete: self.state.complete || self.caught_up_with.is_some(),
+            complete: self.is_complete(),
             fences: self.fences.iter().map(|(v, i)| (*v, *i)).collect(),
             last_sequence: self.last_sequence,
             uncommitted,
@@ -496,6 +534,7 @@ impl Replica {
             || !self.stalled.is_empty()
             || !self.unreachable.is_empty()
             || !self.faulty.is_empty()
+            || !self.stuck.is_empty()
     }
 
     fn tick(&mut self, now: Instant, env: &mut dyn Env) {
@@ -508,6 +547,7 @@ impl Replica {
             // may be refused for ever for want of that learner (R5).
             self.propose_promotions(env);
         }
+        self.look_for_stuck();
         self.propose_removals(now, env);
         self.advance_activation(now, env);
     }
@@ -551,6 +591,7 @@ impl Replica {
             }
             PeerMessage::Prepare { generation, chunk } => self.on_prepare(from, generation, chunk),
             PeerMessage::Prepared { generation, chunk, ok } => {
+                self.acked_write(from);
                 if generation == self.generation() {
                     self.on_prepared(from, chunk, ok, now);
                 }
@@ -558,10 +599,14 @@ impl Replica {
             PeerMessage::Replicate { generation, sequence, committed, durable, op } => {
                 self.on_replicate(from, generation, sequence, committed, durable, op)
             }
-            PeerMessage::Applied { generation, sequence } => self.on_applied(from, generation, sequence, env),
+            PeerMessage::Applied { generation, sequence } => {
+                self.acked_write(from);
+                self.on_applied(from, generation, sequence, env);
+            }
             PeerMessage::Rejected { generation, gap } => self.on_rejected(from, generation, gap, now, env),
             PeerMessage::Flush { generation, id, mark } => self.on_flush(from, generation, id, mark),
             PeerMessage::Flushed { generation, id } => {
+                self.acked_flush(from);
                 if generation == self.generation() {
                     self.on_flushed(from, id);
                 }
@@ -678,6 +723,14 @@ impl Replica {
             }
             Waiting::SourceTable(learner) => self.source_table(learner, result),
             Waiting::DeleteTable(volume) => self.delete_chunks(volume, result, env),
+            Waiting::ForcedTable(generation) => self.forced_table(generation, result),
+            Waiting::ForcedVersion(generation) => {
+                if generation == self.generation() {
+                    self.activation.restamping = self.activation.restamping.saturating_sub(1);
+                }
+                self.restamped(generation);
+            }
+            Waiting::ForcedFlush(generation) => self.forced_stable(generation),
             Waiting::TargetOpen | Waiting::TargetTable | Waiting::TargetFinish => {
                 self.target_disk_done(waiting, result)
             }

@@ -44,10 +44,11 @@ impl Replica {
         self.actions.push(Action::AcceptGeneration { config });
     }
 
-    /// Complete, or fresh: the PG's first configuration has no data that could be missing.
+    /// Complete, or fresh: the PG's first configuration has no data that could be missing. Or the operator's decision,
+    /// which the record itself carries (R5).
     pub(super) fn can_be_member(&self, config: &PgConfig) -> bool {
         let fresh = self.generation() == Generation::default() && config.generation.n == 1;
-        self.state.complete || fresh || self.caught_up_with.is_some()
+        self.is_complete() || fresh || config.is_forced_on(self.me)
     }
 
     /// Another replica leads now: clients go there, what is in flight counts as uncommitted.
@@ -122,10 +123,11 @@ impl Replica {
             }
             self.target_session_down();
         }
+        let incomplete = config.is_forced_on(self.me) && !self.is_complete();
         // By disk and boot: a restarted member that comes back in its own place is a newcomer too (R1).
         let old_members: BTreeSet<Member> = self.state.config.members.iter().copied().collect();
         self.state.config = PgConfig { learners: Vec::new(), ..config.clone() };
-        self.state.complete = true;
+        self.state.complete = !incomplete;
         self.unsure_chunks.clear();
         self.caught_up_with = None;
         self.role = Role::Primary(Phase::Collecting);
@@ -160,7 +162,9 @@ impl Replica {
             self.prepared.clear();
         }
         self.relinking.clear();
+        self.stuck.clear();
         self.activation = Activation {
+            began: now,
             continuing,
             persisted: false,
             waiting: others.clone(),
@@ -171,10 +175,15 @@ impl Replica {
             grants_end: continuing.then_some(now),
             reconciling: BTreeSet::new(),
             repairs_due: true,
+            restamping: 0,
         };
         self.actions.push(Action::AcceptGeneration { config: config.clone() });
         let generation = config.generation;
-        self.persist(Waiting::Persist(generation));
+        if incomplete {
+            self.disk(DiskOp::Table, Waiting::ForcedTable(generation));
+        } else {
+            self.persist(Waiting::Persist(generation));
+        }
         self.send_new_config();
         self.sync_sessions();
         for disk in broken {
@@ -192,6 +201,40 @@ impl Replica {
         self.activation.newcomers.entry(disk).or_insert(self.last_sequence);
         if self.sessions.get(&disk).is_none_or(|s| !s.is_to(replica)) {
             self.new_session(super::super::cluster::Learner { replica, replaces: None, class: ResyncClass::Repair });
+        }
+    }
+
+    /// The operator made an incomplete copy lead (R5). A half-copied chunk may carry the version of another content, and
+    /// some replica may have that one: each chunk's content begins anew under this generation, stably, before the copy
+    /// calls itself complete.
+    pub(super) fn forced_table(&mut self, generation: Generation, result: DiskResult) {
+        if generation != self.generation() || !self.is_primary() {
+            return;
+        }
+        let chunks: Vec<ChunkId> = match result {
+            DiskResult::Table(entries) => entries.into_iter().map(|e| e.chunk).collect(),
+            _ => Vec::new(),
+        };
+        self.activation.restamping = chunks.len();
+        for chunk in chunks {
+            self.disk(DiskOp::SetVersion { chunk, generation, sequence: 0 }, Waiting::ForcedVersion(generation));
+        }
+        self.restamped(generation);
+    }
+
+    /// One chunk more has its new version, or there was none.
+    pub(super) fn restamped(&mut self, generation: Generation) {
+        let due = generation == self.generation() && self.is_primary() && !self.state.complete;
+        if due && self.activation.restamping == 0 {
+            self.disk(DiskOp::Flush { mark: 0 }, Waiting::ForcedFlush(generation));
+        }
+    }
+
+    /// The new versions are stable.
+    pub(super) fn forced_stable(&mut self, generation: Generation) {
+        if generation == self.generation() && self.is_primary() && !self.state.complete {
+            self.state.complete = true;
+            self.persist(Waiting::Persist(generation));
         }
     }
 
@@ -257,6 +300,7 @@ impl Replica {
         if generation != self.generation() || !self.is_primary() {
             return;
         }
+        self.acked_config(from);
         if !self.activation.waiting.remove(&from) {
             // An answer after a new link. What was acked before a clean restart is still there.
             if last_sequence < self.committed {
@@ -411,7 +455,8 @@ impl Replica {
                 false
             }
         };
-        self.inflight.insert(sequence, InFlight { ticket, request, op, durable, local_done, awaiting });
+        let since = self.now;
+        self.inflight.insert(sequence, InFlight { ticket, request, op, durable, since, local_done, awaiting });
         let _ = env;
         sequence
     }
@@ -494,6 +539,7 @@ impl Replica {
             return;
         }
         self.retry_repairs();
+        self.acked_config(disk);
         self.relinking.insert(disk);
         if !self.activation.newcomers.contains_key(&disk) {
             let generation = self.generation();
@@ -533,7 +579,7 @@ impl Replica {
 
     // ---- proposals ----
 
-    /// Members that don't answer are proposed for removal; the coordinator judges (R3, R5, R8).
+    /// Members that don't answer, or ack nothing, are proposed for removal; the coordinator judges (R3, R5, R8).
     pub(super) fn propose_removals(&mut self, now: Instant, env: &mut dyn Env) {
         if !self.is_primary() || self.proposal.is_some() || now < self.propose_after {
             return;
@@ -545,7 +591,7 @@ impl Replica {
             .iter()
             .copied()
             .filter(|m| m.disk != self.me.disk)
-            .filter(|m| self.unreachable.contains(&m.disk) || self.faulty.contains(&m.disk))
+            .filter(|m| [&self.unreachable, &self.faulty, &self.stuck].iter().any(|set| set.contains(&m.disk)))
             .collect();
         if !gone.is_empty() {
             self.propose(Change::Remove(gone), env);
@@ -619,6 +665,7 @@ impl Replica {
         awaiting.insert(self.me.disk);
         self.disk(DiskOp::Prepare { chunk, generation }, Waiting::Prepare(chunk));
         if let Some(p) = self.preparing.get_mut(&chunk) {
+            p.since = self.now;
             p.awaiting = awaiting;
             p.full.clear();
             p.retry_at = None;
@@ -677,7 +724,7 @@ impl Replica {
         for disk in &awaiting {
             self.actions.push(Action::Send { to: *disk, message: PeerMessage::Flush { generation, id, mark } });
         }
-        self.flushes.insert(id, PendingFlush { request, mark, local_done: false, awaiting });
+        self.flushes.insert(id, PendingFlush { request, mark, since: self.now, local_done: false, awaiting });
         self.disk(DiskOp::Flush { mark }, Waiting::Flush(id));
     }
 

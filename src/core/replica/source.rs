@@ -74,7 +74,19 @@ struct ActiveChunk {
     reading: usize,
     /// Copies that the learner has not applied.
     copying: usize,
+    /// No replica has some of its blocks right.
+    unreadable: bool,
     done_sent: bool,
+}
+
+/// Where a session stands that doesn't get on.
+pub(super) enum StuckAt {
+    Stream,
+    Learner(Option<ChunkId>),
+    Table,
+    Reading(ChunkId),
+    Unreadable(ChunkId),
+    Promotion,
 }
 
 /// A learner's session.
@@ -97,10 +109,12 @@ pub(super) struct Session {
     chunks_done: u64,
     bytes_sent: u64,
     throttled: bool,
+    /// When it last got on.
+    progress_at: Instant,
 }
 
 impl Session {
-    fn new(learner: Learner) -> Self {
+    fn new(learner: Learner, now: Instant) -> Self {
         Session {
             learner: learner.replica,
             class: learner.class,
@@ -117,6 +131,39 @@ impl Session {
             chunks_done: 0,
             bytes_sent: 0,
             throttled: false,
+            progress_at: now,
+        }
+    }
+
+    pub(super) fn progress_at(&self) -> Instant {
+        self.progress_at
+    }
+
+    /// The throttle gave nothing at the last try, and something is left that needs it.
+    pub(super) fn waits_for_tokens(&self) -> bool {
+        self.throttled && self.state == State::Copying
+    }
+
+    /// What it waits for. Of several chunks, one that nobody can read comes last: the others may be what is wrong.
+    pub(super) fn stuck_at(&self) -> StuckAt {
+        match self.state {
+            _ if !self.up => StuckAt::Stream,
+            State::Opening => StuckAt::Learner(None),
+            State::Comparing => StuckAt::Table,
+            State::Finishing => StuckAt::Learner(None),
+            State::Ready => StuckAt::Promotion,
+            State::Copying => {
+                let waits = |a: &ActiveChunk| a.outstanding > usize::from(a.unreadable) || a.copying > 0;
+                let reading = self.active.iter().find(|(_, a)| a.leaves.is_none() || a.reading > 0);
+                let asked = self.active.iter().find(|(_, a)| waits(a));
+                let unreadable = self.active.iter().find(|(_, a)| a.unreadable);
+                match (reading, asked, unreadable) {
+                    (Some((chunk, _)), _, _) => StuckAt::Reading(*chunk),
+                    (None, Some((chunk, _)), _) => StuckAt::Learner(Some(*chunk)),
+                    (None, None, Some((chunk, _))) => StuckAt::Unreadable(*chunk),
+                    (None, None, None) => StuckAt::Learner(None),
+                }
+            }
         }
     }
 
@@ -211,7 +258,7 @@ impl Replica {
                 op.step = Step::Read { request: 0, offset: 0, len: 0 };
             }
         }
-        self.sessions.insert(disk, Session::new(learner));
+        self.sessions.insert(disk, Session::new(learner, self.now));
         self.actions.push(Action::OpenSession { learner: learner.replica });
     }
 
@@ -229,6 +276,7 @@ impl Replica {
                 config.members.retain(|m| *m != replica);
                 config.learners.push(Learner { replica, replaces: None, class: session.class });
             }
+            session.progress_at = self.now;
             self.tell_learner(learner, SessionMessage::Open { config });
         }
     }
@@ -328,6 +376,7 @@ impl Replica {
         }
         session.chunks_total = session.todo.len() as u64;
         session.state = State::Copying;
+        session.progress_at = self.now;
         for chunk in drops {
             self.tell_learner(learner, SessionMessage::Drop { chunk });
         }
@@ -354,6 +403,7 @@ impl Replica {
             }
             if session.todo.is_empty() && session.active.is_empty() {
                 session.state = State::Finishing;
+                session.progress_at = self.now;
                 // Fences that are older than the session (R14).
                 let generation = self.generation();
                 for (volume, incarnation) in self.fences.clone() {
@@ -509,11 +559,17 @@ impl Replica {
         let Some(session) = self.sessions.get_mut(&learner) else { return };
         let Some(active) = session.active.get_mut(&chunk) else { return };
         active.reading = active.reading.saturating_sub(1);
-        active.outstanding += 1;
+        // Once, however many windows: it stands for the answer that never comes.
+        active.outstanding += usize::from(!active.unreadable);
+        active.unreadable = true;
     }
 
     pub(super) fn on_session_reply(&mut self, from: DiskId, message: SessionMessage, env: &mut dyn Env) {
+        let now = self.now;
         let Some(session) = self.sessions.get_mut(&from) else { return };
+        if !matches!(message, SessionMessage::Forwarded { .. }) {
+            session.progress_at = now;
+        }
         match message {
             SessionMessage::Table { entries, last } => {
                 if session.state != State::Opening {
@@ -582,6 +638,9 @@ impl Replica {
             SessionMessage::Forwarded { sequence } => {
                 session.forwards.remove(&sequence);
                 let drained = session.forwards.is_empty();
+                if drained && session.is_final() {
+                    session.progress_at = now;
+                }
                 // A restarted member's learner may not ack in that member's place (R1).
                 let stands_in = {
                     let learner = session.learner;
@@ -643,6 +702,7 @@ impl Replica {
         if session.active.get(&chunk).is_some_and(|a| a.copying == 0) {
             session.active.remove(&chunk);
             session.chunks_done += 1;
+            session.progress_at = self.now;
         }
     }
 }

@@ -34,6 +34,7 @@ fn map(leaders: [u32; 2]) -> ClusterMap {
             durability_epoch: 1,
             learners: Vec::new(),
             last_proposal: 0,
+            forced: false,
         };
         map.pgs.insert(config.pg, config);
     }

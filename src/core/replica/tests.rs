@@ -1,0 +1,510 @@
+//! One replica, fed by hand: what it sends, and what it asks of its disk and of the coordinator.
+
+use super::*;
+use crate::core::cluster::Learner;
+use crate::core::ids::{BootId, PoolId};
+use crate::core::units::BLOCK_BYTES;
+
+const PG: PgId = PgId { pool: PoolId(1), index: 7 };
+const V: VolumeId = VolumeId(1);
+
+fn member(disk: u32) -> Member {
+    Member { disk: DiskId(disk), boot: BootId(1) }
+}
+
+fn generation(n: u64) -> Generation {
+    Generation { epoch: 1, n }
+}
+
+fn chunk(index: u32) -> ChunkId {
+    ChunkId { volume: V, index }
+}
+
+fn config(n: u64, members: &[u32]) -> PgConfig {
+    PgConfig {
+        pg: PG,
+        generation: generation(n),
+        durability_epoch: 1,
+        members: members.iter().map(|d| member(*d)).collect(),
+        learners: Vec::new(),
+        last_proposal: 0,
+        forced: false,
+    }
+}
+
+fn learner(disk: u32) -> Learner {
+    Learner { replica: member(disk), replaces: None, class: ResyncClass::Repair }
+}
+
+/// Leases always hold; tokens are given while `tokens` says so.
+struct Surroundings {
+    tokens: bool,
+    random: u64,
+}
+
+impl Env for Surroundings {
+    fn lease_until(&self, _: &PgConfig, _: DiskId) -> Instant {
+        Instant(u64::MAX)
+    }
+    fn take_resync_tokens(&mut self, _: ResyncClass, _: u64) -> bool {
+        self.tokens
+    }
+    fn random(&mut self) -> u64 {
+        self.random += 1;
+        self.random
+    }
+}
+
+/// Disk d1's replica.
+struct Bed {
+    replica: Replica,
+    now: Instant,
+    env: Surroundings,
+    /// What came out and nobody has looked at, without what the disk was asked.
+    out: Vec<Action>,
+    /// What the disk was asked and has not answered.
+    disk: VecDeque<(Token, DiskOp)>,
+    table: Vec<TableEntry>,
+    /// Reads find every block damaged.
+    bad_reads: bool,
+}
+
+impl Bed {
+    fn new(known: Option<PgState>) -> Bed {
+        Bed {
+            replica: Replica::new(PG, member(1), known),
+            now: Instant(1_000_000_000_000),
+            env: Surroundings { tokens: true, random: 0 },
+            out: Vec::new(),
+            disk: VecDeque::new(),
+            table: Vec::new(),
+            bad_reads: false,
+        }
+    }
+
+    /// A serving primary with these others, and an open gateway.
+    fn serving(others: &[u32]) -> Bed {
+        let mut bed = Bed::new(None);
+        let members = [&[1], others].concat();
+        bed.feed(Input::Config(config(1, &members)));
+        bed.answer_disk();
+        for other in others {
+            bed.accepts(*other, 1);
+        }
+        bed.ask(1, ClientOp::Open);
+        bed.answer_disk();
+        for other in others {
+            bed.peer(*other, PeerMessage::Applied { generation: generation(1), sequence: 1 });
+        }
+        assert!(bed.replica.is_serving());
+        assert!(bed.is_done(1));
+        bed.out.clear();
+        bed
+    }
+
+    fn feed(&mut self, input: Input) {
+        for action in self.replica.handle(input, self.now, &mut self.env) {
+            match action {
+                Action::Disk { token, op } => self.disk.push_back((token, op)),
+                Action::AcceptGeneration { config } => {
+                    // Nobody was granted anything.
+                    let (generation, at) = (config.generation, self.now);
+                    self.feed(Input::GrantsEnd { generation, at });
+                }
+                other => self.out.push(other),
+            }
+        }
+    }
+
+    /// Time passes, in ticks.
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / 50 {
+            self.now = self.now + Duration::from_millis(50);
+            self.feed(Input::Tick);
+        }
+    }
+
+    fn peer(&mut self, from: u32, message: PeerMessage) {
+        self.feed(Input::Peer { from: DiskId(from), message });
+    }
+
+    fn session(&mut self, from: u32, message: SessionMessage) {
+        self.peer(from, PeerMessage::Session(message));
+    }
+
+    fn accepts(&mut self, from: u32, n: u64) {
+        let generation = generation(n);
+        let message =
+            PeerMessage::ConfigAccepted { generation, last_sequence: 0, uncommitted: Vec::new(), fences: Vec::new() };
+        self.peer(from, message);
+    }
+
+    fn ask(&mut self, id: u64, op: ClientOp) {
+        self.feed(Input::Client(ClientRequest { id, volume: V, incarnation: 1, connection: 1, op }));
+    }
+
+    /// One block.
+    fn write(&mut self, id: u64, index: u32) {
+        let data = vec![id as u8; BLOCK_BYTES as usize];
+        let leaves = crate::core::hashtree::leaves_of(0, &data);
+        self.ask(id, ClientOp::Write { chunk: chunk(index), offset: 0, leaves, data: data.into(), fua: false });
+    }
+
+    fn result(&self, op: &DiskOp) -> DiskResult {
+        match op {
+            DiskOp::Table => DiskResult::Table(self.table.clone()),
+            DiskOp::Read { first_block, count, .. } if self.bad_reads => {
+                DiskResult::Bad { blocks: (*first_block..first_block + count).collect() }
+            }
+            DiskOp::Read { count, .. } => DiskResult::Data {
+                leaves: vec![crate::core::hashtree::HOLE; *count as usize],
+                data: vec![0; *count as usize * BLOCK_BYTES as usize].into(),
+            },
+            DiskOp::Leaves { .. } => {
+                let data = vec![1; crate::core::units::CHUNK_BYTES as usize];
+                let leaves = Arc::new(crate::core::hashtree::leaves_of(0, &data));
+                DiskResult::Leaves(Some(ChunkLeaves { leaves, generation: generation(1), sequence: 5 }))
+            }
+            _ => DiskResult::Done,
+        }
+    }
+
+    /// The disk answers everything that it has been and is being asked; gives what that was.
+    fn answer_disk(&mut self) -> Vec<DiskOp> {
+        let mut done = Vec::new();
+        while let Some((token, op)) = self.disk.pop_front() {
+            let result = self.result(&op);
+            self.feed(Input::Disk { token, result });
+            done.push(op);
+        }
+        done
+    }
+
+    /// The same, but for what matches `held`.
+    fn answer_disk_but(&mut self, held: impl Fn(&DiskOp) -> bool) {
+        while let Some(at) = self.disk.iter().position(|(_, op)| !held(op)) {
+            if let Some((token, op)) = self.disk.remove(at) {
+                let result = self.result(&op);
+                self.feed(Input::Disk { token, result });
+            }
+        }
+    }
+
+    fn is_done(&self, id: u64) -> bool {
+        self.out.iter().any(
+            |a| matches!(a, Action::Reply { request, reply: ClientReply::Done { .. } | ClientReply::Data(_) } if *request == id),
+        )
+    }
+
+    /// Members whose removal was proposed, in the last proposal.
+    fn removal(&self) -> Option<(u64, Vec<u32>)> {
+        self.out.iter().rev().find_map(|a| match a {
+            Action::Propose { proposal, change: Change::Remove(gone), .. } => {
+                Some((*proposal, gone.iter().map(|m| m.disk.0).collect()))
+            }
+            _ => None,
+        })
+    }
+
+    fn sent(&self, to: u32) -> Vec<&PeerMessage> {
+        let to = DiskId(to);
+        self.out
+            .iter()
+            .filter_map(|a| match a {
+                Action::Send { to: t, message } if *t == to => Some(message),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+fn known(n: u64, complete: bool) -> PgState {
+    PgState { config: config(n, &[2, 3]), complete, fences: Vec::new(), last_sequence: 0, uncommitted: Vec::new() }
+}
+
+fn entry(index: u32) -> TableEntry {
+    TableEntry { chunk: chunk(index), generation: generation(3), sequence: 9, root: None, unsure: false }
+}
+
+#[test]
+fn an_old_copy_leads_alone_when_it_is_forced_to() {
+    let mut bed = Bed::new(Some(known(3, true)));
+    bed.feed(Input::Config(PgConfig { forced: true, ..config(9, &[1]) }));
+    let asked = bed.answer_disk();
+    assert!(!asked.iter().any(|op| matches!(op, DiskOp::SetVersion { .. })), "its versions are honest");
+    assert!(bed.replica.is_serving());
+    bed.ask(1, ClientOp::Open);
+    bed.answer_disk();
+    bed.write(2, 0);
+    bed.answer_disk();
+    assert!(bed.is_done(1) && bed.is_done(2), "IO flows with one copy: {:?}", bed.out);
+}
+
+#[test]
+fn an_incomplete_copy_leads_only_by_a_record_that_says_so() {
+    let mut bed = Bed::new(Some(known(3, false)));
+    bed.table = vec![entry(0), entry(4)];
+    bed.feed(Input::Config(config(8, &[1])));
+    bed.answer_disk();
+    assert!(!bed.replica.is_primary(), "no configuration makes an incomplete copy lead (I5)");
+    bed.feed(Input::Config(PgConfig { forced: true, ..config(8, &[1, 2]) }));
+    assert!(!bed.replica.is_primary(), "nor with other members, from whom it could learn");
+
+    bed.feed(Input::Config(PgConfig { forced: true, ..config(9, &[1]) }));
+    assert!(bed.replica.is_primary() && !bed.replica.is_complete());
+    bed.ask(1, ClientOp::Open);
+    let asked = bed.answer_disk();
+    // Versions first, then their flush, then the record that calls the copy complete.
+    let at = |what: &dyn Fn(&DiskOp) -> bool| asked.iter().position(what).unwrap();
+    for index in [0, 4] {
+        let set = DiskOp::SetVersion { chunk: chunk(index), generation: generation(9), sequence: 0 };
+        assert!(at(&|op| *op == set) < at(&|op| matches!(op, DiskOp::Flush { .. })));
+    }
+    let record = |op: &DiskOp| matches!(op, DiskOp::Persist(state) if state.complete);
+    assert!(at(&|op| matches!(op, DiskOp::Flush { .. })) < at(&record));
+    assert!(
+        !asked.iter().any(|op| matches!(op, DiskOp::Persist(s) if s.config.generation == generation(9) && !s.complete))
+    );
+    assert!(bed.replica.is_serving() && bed.is_done(1));
+}
+
+#[test]
+fn a_forced_copy_that_stays_alone_takes_learners_as_members() {
+    let mut bed = Bed::new(Some(known(3, true)));
+    bed.feed(Input::Config(PgConfig { forced: true, learners: vec![learner(2)], ..config(9, &[1]) }));
+    bed.answer_disk();
+    assert!(bed.out.iter().any(|a| matches!(a, Action::OpenSession { learner } if *learner == member(2))));
+    bed.feed(Input::SessionUp { learner: DiskId(2) });
+    bed.session(2, SessionMessage::Table { entries: Vec::new(), last: true });
+    bed.answer_disk();
+    bed.session(2, SessionMessage::Finished);
+    let promoted = |a: &Action| matches!(a, Action::Propose { change: Change::Promote(m), .. } if *m == member(2));
+    assert!(bed.out.iter().any(promoted), "{:?}", bed.out);
+}
+
+fn applied(n: u64, sequence: u64) -> PeerMessage {
+    PeerMessage::Applied { generation: generation(n), sequence }
+}
+
+fn prepared(index: u32) -> PeerMessage {
+    PeerMessage::Prepared { generation: generation(1), chunk: chunk(index), ok: true }
+}
+
+/// A serving primary with members d2 and d3 and a write of which d3 has acked nothing but the reservation.
+fn waiting_for_three() -> Bed {
+    let mut bed = Bed::serving(&[2, 3]);
+    bed.write(2, 0);
+    bed.answer_disk();
+    bed.peer(2, prepared(0));
+    bed.peer(3, prepared(0));
+    bed.answer_disk();
+    bed.peer(2, applied(1, 2));
+    bed
+}
+
+#[test]
+fn a_slow_member_is_named_and_one_that_acks_nothing_is_proposed_for_removal() {
+    let mut bed = waiting_for_three();
+    bed.pass(500);
+    assert!(bed.replica.lagging(bed.now).is_empty());
+    bed.pass(100);
+    assert_eq!(bed.replica.lagging(bed.now).keys().copied().collect::<Vec<_>>(), [DiskId(3)]);
+    bed.pass(4000);
+    assert_eq!(bed.removal(), None, "slow is not dead");
+    bed.pass(1000);
+    let (proposal, gone) = bed.removal().unwrap();
+    assert_eq!(gone, [3]);
+    // Refused: the accusation must stand. It is repeated.
+    bed.out.clear();
+    bed.feed(Input::Outcome { proposal, accepted: false, config: None });
+    bed.pass(1000);
+    let (proposal, gone) = bed.removal().unwrap();
+    assert_eq!(gone, [3]);
+    // It acks after all: nobody is accused any more.
+    bed.feed(Input::Outcome { proposal, accepted: false, config: None });
+    bed.out.clear();
+    bed.peer(3, applied(1, 2));
+    bed.pass(3000);
+    assert!(bed.is_done(2) && bed.removal().is_none() && bed.replica.lagging(bed.now).is_empty());
+}
+
+#[test]
+fn a_member_that_acks_now_and_then_stays() {
+    let mut bed = waiting_for_three();
+    for id in 3..8 {
+        bed.write(id, 0);
+    }
+    bed.pass(4000);
+    bed.peer(3, prepared(9));
+    bed.pass(4000);
+    assert_eq!(bed.removal(), None, "it did something within 5 s");
+    bed.pass(1200);
+    assert_eq!(bed.removal().unwrap().1, [3]);
+}
+
+#[test]
+fn nobody_is_accused_of_what_nobody_has_done() {
+    let mut bed = Bed::serving(&[2]);
+    bed.write(2, 0);
+    bed.peer(2, prepared(0));
+    bed.pass(20_000);
+    assert_eq!(bed.removal(), None, "this disk hangs, not the other");
+    assert_eq!(bed.replica.lagging(bed.now).keys().copied().collect::<Vec<_>>(), [DiskId(1)]);
+    // Nor of operations that never came: an idle PG.
+    let mut bed = Bed::serving(&[2, 3]);
+    bed.pass(20_000);
+    assert!(bed.removal().is_none() && bed.replica.lagging(bed.now).is_empty());
+}
+
+#[test]
+fn a_flush_may_take_longer_than_a_write() {
+    let mut bed = Bed::serving(&[2, 3]);
+    bed.ask(2, ClientOp::Flush);
+    bed.answer_disk();
+    let flush = bed.sent(2).iter().find_map(|m| match m {
+        PeerMessage::Flush { id, .. } => Some(*id),
+        _ => None,
+    });
+    bed.peer(2, PeerMessage::Flushed { generation: generation(1), id: flush.unwrap() });
+    bed.pass(14_000);
+    assert_eq!(bed.replica.lagging(bed.now).keys().copied().collect::<Vec<_>>(), [DiskId(3)]);
+    assert_eq!(bed.removal(), None);
+    bed.pass(1500);
+    assert_eq!(bed.removal().unwrap().1, [3]);
+}
+
+/// The old primary's disk hangs: it can't accept the new configuration before what it admitted has drained (R6).
+#[test]
+fn a_new_primary_does_not_wait_for_ever_for_a_member_that_does_not_accept() {
+    let mut bed = Bed::new(Some(PgState { config: config(1, &[3, 1, 2]), ..known(1, true) }));
+    bed.feed(Input::Config(config(2, &[1, 2, 3])));
+    bed.answer_disk();
+    bed.accepts(2, 2);
+    bed.pass(4900);
+    assert!(!bed.replica.is_serving() && bed.removal().is_none());
+    bed.pass(400);
+    assert_eq!(bed.removal().unwrap().1, [3]);
+    bed.feed(Input::Config(config(3, &[1, 2])));
+    bed.answer_disk();
+    bed.accepts(2, 3);
+    bed.answer_disk();
+    assert!(bed.replica.is_serving(), "IO goes on without it");
+}
+
+/// The other side: a secondary whose disk hangs accepts once it has drained, and only then.
+#[test]
+fn a_hanging_secondary_accepts_when_its_disk_answers() {
+    let mut bed = Bed::new(Some(PgState { config: config(1, &[2, 1, 3]), ..known(1, true) }));
+    bed.peer(2, PeerMessage::NewConfig { config: config(1, &[2, 1, 3]) });
+    bed.answer_disk();
+    let data = vec![7; BLOCK_BYTES as usize];
+    let leaves = Arc::new(crate::core::hashtree::leaves_of(0, &data));
+    let op = Operation::Write { chunk: chunk(0), first_block: 0, leaves, data: data.into() };
+    bed.peer(2, PeerMessage::Replicate { generation: generation(1), sequence: 1, committed: 0, durable: false, op });
+    bed.out.clear();
+    bed.peer(3, PeerMessage::NewConfig { config: config(2, &[3, 1, 2]) });
+    bed.pass(1000);
+    let accepted = |bed: &Bed| bed.sent(3).iter().any(|m| matches!(m, PeerMessage::ConfigAccepted { .. }));
+    assert!(!accepted(&bed), "a write of the old generation is still on its way to the disk");
+    bed.answer_disk();
+    assert!(accepted(&bed));
+}
+
+/// A serving primary alone, with a learner d2 whose session is up.
+fn teaching(table: &[u32]) -> Bed {
+    let mut bed = Bed::serving(&[]);
+    bed.table = table.iter().map(|i| entry(*i)).collect();
+    bed.feed(Input::Config(PgConfig { learners: vec![learner(2)], ..config(1, &[1]) }));
+    bed
+}
+
+fn stalled(bed: &Bed) -> Option<(Option<ChunkId>, StallReason)> {
+    bed.replica.stalled(DiskId(2), bed.now).map(|s| (s.chunk, s.reason))
+}
+
+#[test]
+fn a_session_without_progress_names_what_it_waits_for() {
+    let mut bed = teaching(&[0]);
+    bed.pass(9900);
+    assert_eq!(stalled(&bed), None, "ten seconds are given");
+    bed.pass(200);
+    assert_eq!(stalled(&bed), Some((None, StallReason::StreamDown)));
+    bed.feed(Input::SessionUp { learner: DiskId(2) });
+    assert_eq!(stalled(&bed), None);
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((None, StallReason::Learner)), "no table");
+    bed.session(2, SessionMessage::Table { entries: Vec::new(), last: false });
+    assert_eq!(stalled(&bed), None, "a part of the table is progress");
+    bed.session(2, SessionMessage::Table { entries: Vec::new(), last: true });
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((None, StallReason::Disk)), "its own table");
+
+    // The snapshot of the chunk, then its windows.
+    let (token, op) = bed.disk.pop_front().unwrap();
+    let result = bed.result(&op);
+    bed.feed(Input::Disk { token, result });
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((Some(chunk(0)), StallReason::Disk)));
+    bed.answer_disk();
+    assert_eq!(
+        bed.sent(2).iter().filter(|m| matches!(m, PeerMessage::Session(SessionMessage::Copy { .. }))).count(),
+        16
+    );
+    bed.session(2, SessionMessage::Copied { chunk: chunk(0), window: 0, bytes: 262_144 });
+    assert_eq!(stalled(&bed), None);
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((Some(chunk(0)), StallReason::Learner)));
+    for window in 1..16 {
+        bed.session(2, SessionMessage::Copied { chunk: chunk(0), window, bytes: 262_144 });
+    }
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((None, StallReason::Learner)), "it makes everything stable");
+    bed.session(2, SessionMessage::Finished);
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((None, StallReason::Promotion)));
+}
+
+#[test]
+fn a_chunk_that_a_write_holds_is_named_whatever_is_written_elsewhere() {
+    let mut bed = teaching(&[0, 1]);
+    // A write that this disk doesn't finish holds chunk 0.
+    bed.write(2, 0);
+    bed.answer_disk_but(|op| matches!(op, DiskOp::Apply { .. }));
+    bed.feed(Input::SessionUp { learner: DiskId(2) });
+    bed.session(2, SessionMessage::Table { entries: Vec::new(), last: true });
+    bed.answer_disk_but(|op| matches!(op, DiskOp::Apply { .. }));
+    for window in 0..16 {
+        bed.session(2, SessionMessage::Copied { chunk: chunk(1), window, bytes: 262_144 });
+    }
+    bed.pass(9000);
+    bed.session(2, SessionMessage::Forwarded { sequence: 3 });
+    bed.pass(1000);
+    assert_eq!(stalled(&bed), Some((Some(chunk(0)), StallReason::Locked)));
+}
+
+#[test]
+fn blocks_that_no_replica_has_are_named_and_a_throttled_session_is_not_stalled() {
+    let mut bed = teaching(&[0]);
+    bed.feed(Input::SessionUp { learner: DiskId(2) });
+    bed.session(2, SessionMessage::Table { entries: Vec::new(), last: true });
+    bed.env.tokens = false;
+    bed.answer_disk();
+    bed.pass(30_000);
+    assert_eq!(stalled(&bed), None, "it waits for tokens: the throttle says why");
+    bed.env.tokens = true;
+    bed.bad_reads = true;
+    bed.pass(100);
+    bed.answer_disk();
+    bed.pass(10_000);
+    assert_eq!(stalled(&bed), Some((Some(chunk(0)), StallReason::NoGoodCopy)));
+}
+
+#[test]
+fn every_reason_has_a_number_of_its_own() {
+    for code in 1..=8 {
+        let reason = StallReason::from_code(code).unwrap();
+        assert_eq!(reason.code(), code);
+        assert!(!reason.text().is_empty() && !reason.advice().is_empty());
+    }
+    assert_eq!(StallReason::from_code(9), None);
+}
