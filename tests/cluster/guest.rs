@@ -216,7 +216,10 @@ pub fn a_guest_lives_through_a_long_stall() {
     guest.wait_to_say(&format!("round {resumed}"));
     let victim = dev.primary_of("root");
     dev.kill_node(&victim);
-    guest.end(&dev);
+    let failed_over = guest.rounds() + 1;
+    guest.wait_to_say(&format!("round {failed_over}"));
     assert_ne!(dev.primary_of("root"), victim, "nothing failed over");
+    dev.start_node(&victim);
+    guest.end(&dev);
     dev.finish();
 }
