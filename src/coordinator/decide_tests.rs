@@ -290,3 +290,23 @@ fn a_disk_that_its_primary_cannot_hear_comes_back_less_and_less_often() {
         assert!(comes(&runtime), "removal {removal}");
     }
 }
+
+#[test]
+fn a_repair_that_another_copy_came_before_makes_a_new_plan() {
+    use crate::coordinator::plan::{JobMove, Planning};
+    let all = [(1, 1, FULL), (2, 1, FULL), (3, 1, FULL), (4, 1, None)];
+    let repair = JobMove { pg: PG, from: None, to: DiskId(4), bytes: 1, class: ResyncClass::Repair };
+    let step = |map: &ClusterMap, runtime: &Runtime| {
+        let mut planning = Planning::default();
+        planning.job.moves = vec![repair.clone()];
+        let commands = planning.step(map, runtime, &BTreeMap::new(), later(3000));
+        (commands.len(), planning.job.moves.len(), planning.is_pending())
+    };
+    let mut map = map();
+    // The plan was made when disk 3 was not there; a copy on it was under way, and is complete now.
+    assert_eq!(step(&map, &settled(&map, &all)), (0, 0, true), "it stays for ever: {repair:?}");
+    // While a copy is missing the move stays, whatever it waits for.
+    assert_eq!(step(&map, &settled(&map, &all[..2])), (0, 1, false));
+    map.pgs.get_mut(&PG).unwrap().members.pop();
+    assert_eq!(step(&map, &settled(&map, &all)), (0, 1, false));
+}
