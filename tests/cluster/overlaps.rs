@@ -30,7 +30,7 @@ impl Scene {
             client.write(8 * at * MIB, &pattern(8 * MIB, at)).expect("writes");
         }
         client.flush().expect("flushes");
-        dev.cli(&["resync", "set", "--cap", "4MiB/s"]);
+        dev.cli(&["resync", "set", "--cap", "1MiB/s"]);
         let hash = dev.hash("v");
         let load = loaded.load(LOAD_BLOCKS);
         load.wait_for_more(200);
