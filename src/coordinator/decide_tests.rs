@@ -218,7 +218,8 @@ fn a_copy_is_purged_only_when_it_is_not_needed() {
     let map = map();
     let all = [(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)];
     let purged = |disks: &[(u32, u64, Report)], wanted: &[(PgId, DiskId)]| {
-        let runtime = settled(&map, disks);
+        let mut runtime = settled(&map, disks);
+        runtime.nodes.get_mut(&NodeId(1)).unwrap().serving.insert(PG);
         purgeable(&map, &runtime, 2, &wanted.iter().copied().collect()).iter().map(|p| p.1.0).collect::<Vec<_>>()
     };
     let extra = [(4, 1, Some((3, true, 1)))];
