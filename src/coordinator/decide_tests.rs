@@ -223,7 +223,8 @@ fn a_copy_is_purged_only_when_it_is_not_needed() {
     let map = map();
     let all = [(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)];
     let purged = |disks: &[(u32, u64, Report)], wanted: &[(PgId, DiskId)]| {
-        let runtime = settled(&map, disks);
+        let mut runtime = settled(&map, disks);
+        runtime.nodes.get_mut(&NodeId(1)).unwrap().serving.insert(PG);
         purgeable(&map, &runtime, 2, &wanted.iter().copied().collect()).iter().map(|p| p.1.0).collect::<Vec<_>>()
     };
     let extra = [(4, 1, Some((3, true, 1)))];
@@ -438,4 +439,24 @@ fn a_disk_that_hangs_leads_nothing_and_learns_nothing() {
     hang(&mut runtime, 2, 7000);
     let dropped = Command::DropLearner { pg: PG, replica: replica(2, 1) };
     assert_eq!(decided(&map, &runtime), [dropped], "in its last phase it would hold up acks");
+}
+
+#[test]
+fn a_repair_that_another_copy_came_before_makes_a_new_plan() {
+    use crate::coordinator::plan::{JobMove, Planning};
+    let all = [(1, 1, FULL), (2, 1, FULL), (3, 1, FULL), (4, 1, None)];
+    let repair = JobMove { pg: PG, from: None, to: DiskId(4), bytes: 1, class: ResyncClass::Repair };
+    let step = |map: &ClusterMap, runtime: &Runtime| {
+        let mut planning = Planning::default();
+        planning.job.moves = vec![repair.clone()];
+        let commands = planning.step(map, runtime, &BTreeMap::new(), later(3000));
+        (commands.len(), planning.job.moves.len(), planning.is_pending())
+    };
+    let mut map = map();
+    // The plan was made when disk 3 was not there; a copy on it was under way, and is complete now.
+    assert_eq!(step(&map, &settled(&map, &all)), (0, 0, true), "it stays for ever: {repair:?}");
+    // While a copy is missing the move stays, whatever it waits for.
+    assert_eq!(step(&map, &settled(&map, &all[..2])), (0, 1, false));
+    map.pgs.get_mut(&PG).unwrap().members.pop();
+    assert_eq!(step(&map, &settled(&map, &all)), (0, 1, false));
 }

@@ -148,13 +148,20 @@ impl Planning {
         now: Instant,
     ) -> Vec<Command> {
         let mut finished = 0;
+        let mut overtaken = false;
         self.job.moves.retain(|m| {
             let Some(config) = map.pgs.get(&m.pg) else { return false };
             let done = config.members.iter().any(|r| r.disk == m.to);
             finished += if done { m.bytes } else { 0 };
-            !done && !is_given_up(map, m.to)
+            let moot = !done && fills_no_gap(map, runtime, m, config);
+            overtaken |= moot;
+            !done && !moot && !is_given_up(map, m.to)
         });
         self.job.bytes_finished += finished;
+        if overtaken {
+            // It would never start, and nothing else of the job says where this PG belongs now.
+            self.touch(now);
+        }
         if map.settings.resync.paused || self.job.moves.is_empty() || !runtime.is_settled() {
             return Vec::new();
         }
@@ -240,6 +247,14 @@ pub fn class_of(class: place::MoveClass) -> ResyncClass {
         place::MoveClass::Drain => ResyncClass::Drain,
         place::MoveClass::Rebalance => ResyncClass::Rebalance,
     }
+}
+
+/// True for a repair of a PG that is whole: a copy that began under the plan before, or a catch-up, came first.
+fn fills_no_gap(map: &ClusterMap, runtime: &Runtime, m: &JobMove, config: &PgConfig) -> bool {
+    let is_live = |disk: DiskId| config.members.iter().any(|r| r.disk == disk && runtime.is_live(*r));
+    let live = config.members.iter().filter(|r| runtime.is_live(**r)).count();
+    let wanted = map.pools.get(&m.pg.pool).map_or(0, |pool| pool.replicas as usize);
+    live >= wanted && !m.from.is_some_and(is_live)
 }
 
 /// The learner of a move, and the disk that is read, if the move may start now.

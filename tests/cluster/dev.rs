@@ -10,6 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::nbd::{Client, Load};
+use crate::net::Namespace;
 use crate::tools::{Ended, PATIENCE, run, run_ok, tail, wait_for};
 
 /// The daemon under test.
@@ -24,11 +25,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the binary with these arguments, logging to `log`.
-    pub fn start(args: &[&str], log: &Path) -> Daemon {
-        Daemon::spawn(Command::new(binary()).args(args), log)
-    }
-
+    /// Starts a program, logging to `log`.
     pub fn spawn(command: &mut Command, log: &Path) -> Daemon {
         let out = File::options().create(true).append(true).open(log).expect("opens the log");
         for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("EVENKEEL_")) {
@@ -88,6 +85,7 @@ pub struct Gateway {
     pub daemon: Daemon,
     pub socket: PathBuf,
     pub volume: String,
+    args: Vec<String>,
 }
 
 impl Gateway {
@@ -124,11 +122,13 @@ impl Gateway {
 pub struct New {
     pub nodes: u32,
     pub disk_size: &'static str,
+    /// It runs in a network of its own, in which packets can be dropped.
+    pub own_network: bool,
 }
 
 impl Default for New {
     fn default() -> Self {
-        New { nodes: 3, disk_size: "4GiB" }
+        New { nodes: 3, disk_size: "4GiB", own_network: false }
     }
 }
 
@@ -136,6 +136,7 @@ impl Default for New {
 pub struct Dev {
     // First, so that the processes end before their directory goes.
     supervisor: Option<Daemon>,
+    network: Option<Namespace>,
     folder: TempDir,
     gateways: u32,
 }
@@ -147,7 +148,8 @@ impl Dev {
 
     pub fn start_with(new: New) -> Dev {
         let folder = tempfile::Builder::new().prefix("evenkeel-cluster-").tempdir().expect("a temporary folder");
-        let mut dev = Dev { supervisor: None, folder, gateways: 0 };
+        let network = new.own_network.then(Namespace::new);
+        let mut dev = Dev { supervisor: None, network, folder, gateways: 0 };
         dev.run(&["--nodes", &new.nodes.to_string(), "--disk-size", new.disk_size]);
         dev
     }
@@ -163,7 +165,7 @@ impl Dev {
         let log = self.path("dev.log");
         // One that was left by a killed supervisor says nothing about this start.
         let _ = fs::remove_file(self.path("d/cluster.json"));
-        let daemon = Daemon::start(&[&["dev", "--dir", &dir], extra].concat(), &log);
+        let daemon = Daemon::spawn(self.command().args(["dev", "--dir", &dir]).args(extra), &log);
         let supervisor = self.supervisor.insert(daemon);
         let file = self.folder.path().join("d/cluster.json");
         let pid = supervisor.pid();
@@ -173,6 +175,16 @@ impl Dev {
             }
             file.exists().then_some(())
         });
+    }
+
+    /// The binary, in the network that the cluster runs in.
+    fn command(&self) -> Command {
+        self.network.as_ref().map_or_else(|| Command::new(binary()), |network| network.command(&binary()))
+    }
+
+    /// The cluster's own network.
+    pub fn network(&self) -> &Namespace {
+        self.network.as_ref().expect("it began with a network of its own")
     }
 
     /// A path outside the cluster's directory that goes with it.
@@ -223,7 +235,7 @@ impl Dev {
 
     /// Runs a command against this cluster.
     pub fn try_cli(&self, args: &[&str]) -> Ended {
-        let mut command = Command::new(binary());
+        let mut command = self.command();
         command.env_remove("EVENKEEL_API").env_remove("EVENKEEL_TOKEN_FILE");
         run(command.args(args).env("EVENKEEL_CLUSTER", self.cluster_file()))
     }
@@ -260,7 +272,34 @@ impl Dev {
     }
 
     pub fn kill_node(&self, name: &str) {
-        self.dev_command("kill-node", &[name, "--signal", "KILL"]);
+        self.signal_node(name, "KILL");
+    }
+
+    /// Sends a daemon a signal.
+    pub fn signal_node(&self, name: &str, signal: &str) {
+        self.dev_command("kill-node", &[name, "--signal", signal]);
+    }
+
+    /// Is this node's process stopped by a signal?
+    pub fn is_frozen(&self, name: &str) -> bool {
+        let pid = self.node(name)["pid"].clone();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process is there");
+        // The state is the first word after the command, which stands in brackets.
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    }
+
+    /// What the coordinator says of a node: `up`, `suspect`, `down` …
+    pub fn node_state(&self, name: &str) -> String {
+        let nodes = self.status()["nodes"].as_array().expect("nodes").clone();
+        let node = nodes.iter().find(|node| node["name"] == name).unwrap_or_else(|| panic!("no node {name}"));
+        node["state"].as_str().expect("a word").to_owned()
+    }
+
+    /// Every node's name.
+    pub fn node_names(&self) -> Vec<String> {
+        let cluster = self.cluster();
+        let nodes = cluster["nodes"].as_array().expect("nodes").iter();
+        nodes.map(|node| node["name"].as_str().expect("a name").to_owned()).collect()
     }
 
     pub fn start_node(&self, name: &str) {
@@ -292,8 +331,15 @@ impl Dev {
         let log = self.path(&format!("gateway{}.log", self.gateways));
         let (cluster, at) = (self.cluster_file().display().to_string(), socket.display().to_string());
         let args = ["gateway", "--cluster", &cluster, "--volume", volume, "--socket", &at];
-        let daemon = Daemon::start(&[&args[..], extra].concat(), &log);
-        Gateway { daemon, socket, volume: volume.to_owned() }
+        let args: Vec<String> = args.iter().chain(extra).map(|&arg| arg.to_owned()).collect();
+        let daemon = Daemon::spawn(self.command().args(&args), &log);
+        Gateway { daemon, socket, volume: volume.to_owned(), args }
+    }
+
+    /// Starts a gateway that has ended once more, on the same socket.
+    pub fn start_gateway_again(&self, gateway: &mut Gateway) {
+        assert!(gateway.daemon.ended().is_some(), "it runs");
+        gateway.daemon = Daemon::spawn(self.command().args(&gateway.args), &gateway.daemon.log);
     }
 
     /// Starts a gateway and waits until it serves.
@@ -303,15 +349,22 @@ impl Dev {
         gateway
     }
 
-    /// The node that is primary of a PG of this volume.
+    /// The node that is primary of the PG that has this volume's first chunk.
     pub fn primary_of(&self, volume: &str) -> String {
+        self.members_of(volume).swap_remove(0)
+    }
+
+    /// The nodes of the PG that has this volume's first chunk, its primary first.
+    pub fn members_of(&self, volume: &str) -> Vec<String> {
         let index = self.json(&["volume", "show", volume])["stripes"][0]["pgs"][0].clone();
         let pool = 1;
         let pg = self.json(&["pg", "show", &format!("{pool}.{index}")]);
-        let disk = pg["members"][0]["disk"].clone();
         let disks = self.status()["disks"].as_array().expect("disks").clone();
-        let found = disks.iter().find(|d| d["id"] == disk).expect("the primary's disk");
-        found["node"].as_str().expect("a name").to_owned()
+        let node_of = |member: &Value| {
+            let found = disks.iter().find(|d| d["id"] == member["disk"]).expect("the member's disk");
+            found["node"].as_str().expect("a name").to_owned()
+        };
+        pg["members"].as_array().expect("members").iter().map(node_of).collect()
     }
 
     /// A metric of every daemon whose URL is in `cluster.json`, summed over its labels.
@@ -356,7 +409,7 @@ impl Drop for Dev {
         if std::thread::panicking() {
             // The state at the failure, as far as it can still be had.
             if self.supervisor.is_some() {
-                let status = Command::new(binary()).args(["status", "--cluster"]).arg(self.cluster_file()).output();
+                let status = self.command().args(["status", "--cluster"]).arg(self.cluster_file()).output();
                 eprintln!(
                     "{}",
                     status.map_or_else(|e| e.to_string(), |o| String::from_utf8_lossy(&o.stdout).into_owned())

@@ -1,8 +1,11 @@
 //! One writer: a second gateway stands by, or fences the first.
 
 use crate::dev::Dev;
-use crate::nbd::Client;
+use crate::nbd::{Breaks, Client, Load, WORKERS};
 use crate::tools::{MIB, pattern, wait_for};
+
+/// The load's part of a volume: its first 8 MiB.
+const LOAD_BLOCKS: u64 = 2048;
 
 pub fn the_second_stands_by_until_the_first_stops() {
     let mut dev = Dev::start();
@@ -50,5 +53,25 @@ pub fn take_over_fences_the_first() {
     assert!(last.starts_with("evenkeel: ") && last.contains("\"v\""), "its last words are no sentence: {last}");
     assert!(owner.read(0, MIB).expect("reads") == pattern(MIB, 2), "the fenced gateway's write is there");
     drop((client, owner, first, second));
+    dev.finish();
+}
+
+/// As at a live migration: the client's requests end at one gateway and go on at the other.
+pub fn a_load_moves_to_the_standby() {
+    let mut dev = Dev::start();
+    dev.create_volume("v", "64MiB");
+    let mut first = dev.gateway("v");
+    let mut second = dev.start_gateway("v", &[]);
+    wait_for("the second says that it stands by", || second.daemon.log_text().contains("standing by").then_some(()));
+    let sockets = [&*first.socket, &*second.socket];
+    let load = Load::start_over(&sockets, "v", LOAD_BLOCKS, Breaks::KeepAcked);
+    load.wait_for_more(500);
+    assert_eq!(load.breaks(), 0, "a connection broke before the hand-over");
+    first.daemon.stop();
+    second.wait_serving();
+    load.wait_for_more(500);
+    assert!(load.breaks() >= WORKERS, "some of the load did not move");
+    load.stop_and_verify(&second.socket, "v");
+    drop((first, second));
     dev.finish();
 }

@@ -6,9 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::dev::{Daemon, Dev};
+use crate::dev::{Daemon, Dev, Gateway};
 use crate::real_input::{export, import};
-use crate::tools::{missing, run_ok, tail, wait_for};
+use crate::tools::{hold, missing, run_ok, tail, wait_for};
 
 /// In an order in which each finds what it needs.
 const MODULES: [&str; 6] = [
@@ -45,6 +45,7 @@ echo 3 > /proc/sys/vm/drop_caches
 mount -t ext4 /dev/vda /mnt
 sha256sum -c /mnt/sums > /dev/null && echo "GUEST: read back well"
 umount /mnt
+dmesg | grep -i error | sed 's/^/GUEST: /'
 echo "GUEST: end"
 poweroff -f
 "#;
@@ -107,66 +108,118 @@ fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
     archive.resize(archive.len().next_multiple_of(4), 0);
 }
 
-pub fn a_guest_writes_while_nodes_come_and_go() {
-    let mut dev = Dev::start();
-    dev.create_volume("root", "64MiB");
-    let gateway = dev.gateway("root");
-    let tree = dev.path("tree");
-    fs::create_dir(&tree).expect("makes a folder");
-    fs::write(tree.join("hello"), "from outside").expect("writes");
-    let image = dev.path("image");
-    run_ok(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(&tree).arg(&image).arg("64M"));
-    import(&image, &gateway);
+/// A guest that writes to the volume `root`.
+struct Guest {
+    qemu: Daemon,
+    gateway: Gateway,
+}
 
-    let kernel = kernel();
-    let initramfs = dev.path("initramfs");
-    make_initramfs(&kernel, &initramfs);
-    let boot = files_in(&kernel.join("boot"));
-    let linux = boot.iter().find(|path| path.display().to_string().contains("/vmlinuz")).expect("a kernel");
-    let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args([
-        "-accel",
-        "tcg",
-        "-cpu",
-        "max",
-        "-m",
-        "256",
-        "-nographic",
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-    ]);
-    qemu.args(["-serial", "stdio", "-append", "console=ttyS0 quiet panic=-1", "-kernel"]).arg(linux);
-    qemu.arg("-initrd").arg(&initramfs);
-    qemu.args(["-drive", &format!("file={},format=raw,if=virtio,cache=none", gateway.uri())]);
-    if let Err(error) = Command::new("qemu-system-x86_64").arg("--version").output() {
-        panic!("{}", missing(&qemu, &error));
+impl Guest {
+    /// Makes the volume, with a file system on it, and boots.
+    fn boot(dev: &mut Dev) -> Guest {
+        dev.create_volume("root", "64MiB");
+        let gateway = dev.gateway("root");
+        let tree = dev.path("tree");
+        fs::create_dir(&tree).expect("makes a folder");
+        fs::write(tree.join("hello"), "from outside").expect("writes");
+        let image = dev.path("image");
+        run_ok(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(&tree).arg(&image).arg("64M"));
+        import(&image, &gateway);
+
+        let kernel = kernel();
+        let initramfs = dev.path("initramfs");
+        make_initramfs(&kernel, &initramfs);
+        let boot = files_in(&kernel.join("boot"));
+        let linux = boot.iter().find(|path| path.display().to_string().contains("/vmlinuz")).expect("a kernel");
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args([
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-m",
+            "256",
+            "-nographic",
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+        ]);
+        qemu.args(["-serial", "stdio", "-append", "console=ttyS0 quiet panic=-1", "-kernel"]).arg(linux);
+        qemu.arg("-initrd").arg(&initramfs);
+        qemu.args(["-drive", &format!("file={},format=raw,if=virtio,cache=none", gateway.uri())]);
+        if let Err(error) = Command::new("qemu-system-x86_64").arg("--version").output() {
+            panic!("{}", missing(&qemu, &error));
+        }
+        let mut guest = Guest { qemu: Daemon::spawn(&mut qemu, &dev.path("guest.log")), gateway };
+        guest.wait_to_say("hello is from outside");
+        guest
     }
-    let mut guest = Daemon::spawn(&mut qemu, &dev.path("guest.log"));
-    let seen = |guest: &mut Daemon, line: &str| {
-        wait_for(line, || {
-            let (log, ended) = (guest.log_text(), guest.ended());
-            let found = log.contains(line);
+
+    fn wait_to_say(&mut self, words: &str) {
+        let line = format!("GUEST: {words}");
+        wait_for(&line, || {
+            let (log, ended) = (self.qemu.log_text(), self.qemu.ended());
+            let found = log.contains(&line);
             assert!(found || ended.is_none(), "the guest ended before {line:?}:\n{}", tail(&log, 30));
             found.then_some(())
         });
-    };
-    seen(&mut guest, "GUEST: hello is from outside");
-    seen(&mut guest, "GUEST: round 1");
-    dev.add_node();
-    seen(&mut guest, "GUEST: round 4");
-    dev.kill_node(&dev.primary_of("root"));
-    seen(&mut guest, "GUEST: end");
-    let status = guest.wait();
-    let log = guest.log_text();
-    assert!(status.success(), "qemu ended with {status}");
-    assert!(log.contains("GUEST: read back well") && !log.contains("GUEST: can't"), "{}", tail(&log, 30));
+    }
 
-    dev.wait_clean();
-    let copy = dev.path("copy");
-    export(&gateway, &copy);
-    run_ok(Command::new("e2fsck").arg("-fn").arg(&copy));
-    assert_eq!(dev.hash("root"), dev.hash_file(&copy));
-    drop((guest, gateway));
+    /// Rounds of writing that it has begun to finish.
+    fn rounds(&self) -> usize {
+        self.qemu.log_text().matches("GUEST: round ").count()
+    }
+
+    /// It comes to its end by itself, without an error, and the volume holds a sound file system.
+    fn end(mut self, dev: &Dev) {
+        self.wait_to_say("end");
+        let status = self.qemu.wait();
+        let log = self.qemu.log_text();
+        assert!(status.success(), "qemu ended with {status}");
+        assert!(log.contains("GUEST: read back well") && !log.contains("GUEST: can't"), "{}", tail(&log, 30));
+        // Its kernel prints errors to the console as they come, and all of its log's words on errors at the end.
+        let error = log.lines().find(|line| line.to_lowercase().contains("error"));
+        assert!(error.is_none(), "the guest's kernel says: {}", error.unwrap_or_default());
+
+        dev.wait_clean();
+        let copy = dev.path("copy");
+        export(&self.gateway, &copy);
+        run_ok(Command::new("e2fsck").arg("-fn").arg(&copy));
+        assert_eq!(dev.hash("root"), dev.hash_file(&copy));
+    }
+}
+
+pub fn a_guest_writes_while_nodes_come_and_go() {
+    let mut dev = Dev::start();
+    let mut guest = Guest::boot(&mut dev);
+    guest.wait_to_say("round 1");
+    dev.add_node();
+    guest.wait_to_say("round 4");
+    dev.kill_node(&dev.primary_of("root"));
+    guest.end(&dev);
+    dev.finish();
+}
+
+/// Everything that holds its disk freezes for a minute, and then a primary dies: to the guest one long wait.
+pub fn a_guest_lives_through_a_long_stall() {
+    let mut dev = Dev::start();
+    let mut guest = Guest::boot(&mut dev);
+    guest.wait_to_say("round 1");
+    let nodes = dev.node_names();
+    nodes.iter().for_each(|node| dev.signal_node(node, "STOP"));
+    let before = guest.rounds();
+    hold(60);
+    assert!(nodes.iter().all(|node| dev.is_frozen(node)), "not all nodes were frozen all the time");
+    assert!(guest.rounds() <= before + 1, "the guest wrote without its disk");
+    nodes.iter().for_each(|node| dev.signal_node(node, "CONT"));
+    let resumed = guest.rounds() + 1;
+    guest.wait_to_say(&format!("round {resumed}"));
+    let victim = dev.primary_of("root");
+    dev.kill_node(&victim);
+    let failed_over = guest.rounds() + 1;
+    guest.wait_to_say(&format!("round {failed_over}"));
+    assert_ne!(dev.primary_of("root"), victim, "nothing failed over");
+    dev.start_node(&victim);
+    guest.end(&dev);
     dev.finish();
 }

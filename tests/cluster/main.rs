@@ -6,6 +6,7 @@
 
 mod dev;
 mod nbd;
+mod net;
 mod tools;
 
 mod bit_flip;
@@ -14,6 +15,10 @@ mod force;
 mod frozen;
 mod gateways;
 mod guest;
+mod hung_disk;
+mod kills;
+mod overlaps;
+mod partitions;
 mod real_input;
 mod refusals;
 mod restart;
@@ -59,10 +64,25 @@ const TESTS: &[Test] = tests! {
     ALWAYS faults::a_killed_gateway_returns_under_its_name;
     ALWAYS faults::io_goes_on_without_the_coordinator;
     ALWAYS force::the_last_copy_serves_when_the_operator_says_so;
-    ALWAYS frozen::io_goes_on_without_a_disk_that_hangs;
+    LONG hung_disk::io_goes_on_without_a_disk_that_hangs;
+    ALWAYS kills::a_killed_secondary_returns;
+    LONG kills::a_killed_gateways_client_connects_again;
+    ALWAYS kills::all_but_the_gateway_killed_at_once;
+    ALWAYS kills::everything_killed_at_once;
+    ALWAYS frozen::a_primary_frozen_for_2_s;
+    LONG frozen::a_secondary_frozen_for_30_s;
+    ALWAYS partitions::a_primary_cut_off_from_all;
+    LONG partitions::a_primary_that_only_its_gateway_reaches;
+    LONG partitions::the_coordinator_cut_off;
+    LONG partitions::a_cut_one_way;
+    LONG overlaps::a_node_restarts_in_a_loop_during_a_rebalance;
+    LONG overlaps::a_second_node_dies_during_the_repair;
+    LONG overlaps::a_join_and_a_drain_while_a_node_is_down;
     ALWAYS gateways::the_second_stands_by_until_the_first_stops;
+    ALWAYS gateways::a_load_moves_to_the_standby;
     ALWAYS gateways::take_over_fences_the_first;
     ALWAYS guest::a_guest_writes_while_nodes_come_and_go;
+    LONG guest::a_guest_lives_through_a_long_stall;
     ALWAYS real_input::a_file_system_survives_a_join_and_a_kill;
 };
 

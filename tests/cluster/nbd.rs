@@ -4,7 +4,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -104,32 +104,63 @@ impl Drop for Client {
     }
 }
 
+/// What a load does when its connection breaks, and what it may find over the next one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Breaks {
+    /// It fails.
+    Fail,
+    /// It connects again and must find every acked write; the one in flight may be there or not.
+    KeepAcked,
+    /// It connects again and must find every flushed write. A block that was written since holds what it held at the
+    /// flush or any version written since, as on a disk that lost its power.
+    KeepFlushed,
+}
+
 /// A steady load of stamped 4 KiB blocks on the first blocks of a volume. Any error, and any block that doesn't hold
-/// the last acked stamp, fails it.
+/// the last acked stamp, fails it; `Breaks` says what a lost connection may change.
 pub struct Load {
     stop: Arc<AtomicBool>,
     operations: Arc<AtomicU64>,
+    breaks: Arc<AtomicU64>,
     workers: Vec<JoinHandle<Result<Vec<u64>, String>>>,
 }
 
-const WORKERS: u64 = 4;
+pub const WORKERS: u64 = 4;
 
 impl Load {
     /// Starts it on blocks 0 to `blocks` of the volume.
     pub fn start(socket: &Path, volume: &str, blocks: u64) -> Load {
-        let (stop, operations) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let workers = (0..WORKERS).map(|worker| {
-            let client = Client::connect(socket, volume).expect("connects");
-            let (stop, operations) = (stop.clone(), operations.clone());
-            std::thread::spawn(move || work(client, worker, blocks / WORKERS, &stop, &operations))
+        Load::start_over(&[socket], volume, blocks, Breaks::Fail)
+    }
+
+    /// The same by a client that knows several sockets and takes the first that answers.
+    pub fn start_over(sockets: &[&Path], volume: &str, blocks: u64, breaks: Breaks) -> Load {
+        let (stop, operations, broken) = (Arc::default(), Arc::default(), Arc::default());
+        let workers = (0..WORKERS).map(|number| {
+            let worker = Worker {
+                client: Client::connect(sockets[0], volume).expect("connects"),
+                sockets: sockets.iter().map(|&socket| socket.to_owned()).collect(),
+                volume: volume.to_owned(),
+                first: number * (blocks / WORKERS),
+                blocks: vec![Block::default(); usize::try_from(blocks / WORKERS).expect("fits")],
+                breaks,
+                random: number + 1,
+            };
+            let (stop, operations, broken) = (Arc::clone(&stop), Arc::clone(&operations), Arc::clone(&broken));
+            std::thread::spawn(move || worker.run(&stop, &operations, &broken))
         });
         let workers = workers.collect();
-        Load { stop, operations, workers }
+        Load { stop, operations, breaks: broken, workers }
     }
 
     /// Operations that were answered so far.
     pub fn operations(&self) -> u64 {
         self.operations.load(Ordering::Relaxed)
+    }
+
+    /// How often a connection broke and was made again.
+    pub fn breaks(&self) -> u64 {
+        self.breaks.load(Ordering::Relaxed)
     }
 
     /// Waits until that many operations more are answered: IO goes on.
@@ -150,7 +181,7 @@ impl Load {
             for (i, version) in versions.iter().enumerate() {
                 let block = worker as u64 * versions.len() as u64 + i as u64;
                 let found = client.read(block * BLOCK_BYTES, BLOCK_BYTES).expect("reads");
-                check(&found, block, *version).unwrap_or_else(|error| panic!("{error}"));
+                check(&found, block, &[*version]).unwrap_or_else(|error| panic!("{error}"));
             }
         }
     }
@@ -168,34 +199,151 @@ impl Drop for Load {
     }
 }
 
-/// Writes, reads back and flushes blocks of its own until told to stop; gives each block's last acked version.
-fn work(mut client: Client, worker: u64, blocks: u64, stop: &AtomicBool, done: &AtomicU64) -> Result<Vec<u64>, String> {
-    let mut versions = vec![0; usize::try_from(blocks).expect("fits")];
-    let mut random = worker + 1;
-    let mut step = 0;
-    while !stop.load(Ordering::Relaxed) {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let i = usize::try_from((random >> 33) % blocks).expect("fits");
-        let block = worker * blocks + i as u64;
-        let fail = |what: &str, error: io::Error| format!("{what} block {block}: {error}");
-        if random >> 32 & 3 == 0 {
-            let found = client.read(block * BLOCK_BYTES, BLOCK_BYTES).map_err(|e| fail("reading", e))?;
-            check(&found, block, versions[i])?;
-        } else {
-            let version = versions[i] + 1;
-            client.write(block * BLOCK_BYTES, &stamp(block, version)).map_err(|e| fail("writing", e))?;
-            versions[i] = version;
-        }
-        step += 1;
-        if step % 64 == 0 {
-            client.flush().map_err(|e| fail("flushing after", e))?;
-        }
-        done.fetch_add(1, Ordering::Relaxed);
-        // A steady load, not the most that the machine can do: tests share it.
-        std::thread::sleep(Duration::from_millis(2));
+/// What one block may hold.
+#[derive(Clone, Default)]
+struct Block {
+    /// The version at the last flush.
+    flushed: u64,
+    /// The versions written since then, in order.
+    since: Vec<u64>,
+    /// How many of those were acked.
+    acked: usize,
+    /// The highest version ever written: none is used twice, so that a lost one that comes back is found out.
+    newest: u64,
+}
+
+impl Block {
+    /// What a read finds while the connection holds.
+    fn now(&self) -> u64 {
+        self.since.last().copied().unwrap_or(self.flushed)
     }
-    client.flush().map_err(|error| format!("flushing: {error}"))?;
-    Ok(versions)
+
+    /// What a read may find over a new connection.
+    fn allowed(&self, breaks: Breaks) -> Vec<u64> {
+        let all = [&[self.flushed], &self.since[..]].concat();
+        match breaks {
+            Breaks::KeepFlushed => all,
+            Breaks::KeepAcked | Breaks::Fail => all[self.acked..].to_vec(),
+        }
+    }
+
+    /// Later versions than the one found are gone for good.
+    fn adopt(&mut self, version: u64) {
+        self.since.retain(|written| *written <= version);
+        self.acked = self.since.len();
+    }
+
+    fn flush(&mut self) {
+        self.flushed = self.now();
+        self.since.clear();
+        self.acked = 0;
+    }
+}
+
+/// Why a worker's step failed.
+enum Failed {
+    /// The connection is gone.
+    Broken(String),
+    Wrong(String),
+}
+
+/// Writes, reads back and flushes blocks of its own.
+struct Worker {
+    client: Client,
+    sockets: Vec<PathBuf>,
+    volume: String,
+    first: u64,
+    blocks: Vec<Block>,
+    breaks: Breaks,
+    random: u64,
+}
+
+impl Worker {
+    /// Works until told to stop; gives each block's version, flushed.
+    fn run(mut self, stop: &AtomicBool, done: &AtomicU64, broken: &AtomicU64) -> Result<Vec<u64>, String> {
+        let mut step = 0;
+        loop {
+            let stopping = stop.load(Ordering::Relaxed);
+            step += 1;
+            let outcome = if stopping || step % 64 == 0 { self.flush() } else { self.step() };
+            match outcome {
+                Ok(()) if stopping => return Ok(self.blocks.iter().map(Block::now).collect()),
+                Ok(()) => {
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(Failed::Broken(_)) if self.breaks != Breaks::Fail => {
+                    self.reconnect()?;
+                    broken.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(Failed::Broken(error) | Failed::Wrong(error)) => return Err(error),
+            }
+            // A steady load, not the most that the machine can do: tests share it.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn step(&mut self) -> Result<(), Failed> {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let i = usize::try_from((self.random >> 33) % self.blocks.len() as u64).expect("fits");
+        if self.random >> 32 & 3 == 0 {
+            let now = self.blocks[i].now();
+            return self.find(i, &[now]).map(drop);
+        }
+        let number = self.first + i as u64;
+        let block = &mut self.blocks[i];
+        block.newest += 1;
+        block.since.push(block.newest);
+        let written = self.client.write(number * BLOCK_BYTES, &stamp(number, block.newest));
+        written.map_err(|error| failed(&format!("writing block {number}"), &error))?;
+        block.acked = block.since.len();
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Failed> {
+        self.client.flush().map_err(|error| failed("flushing", &error))?;
+        self.blocks.iter_mut().for_each(Block::flush);
+        Ok(())
+    }
+
+    /// Reads a block that holds one of these versions; gives which.
+    fn find(&mut self, i: usize, allowed: &[u64]) -> Result<u64, Failed> {
+        let number = self.first + i as u64;
+        let found = self.client.read(number * BLOCK_BYTES, BLOCK_BYTES);
+        let found = found.map_err(|error| failed(&format!("reading block {number}"), &error))?;
+        check(&found, number, allowed).map_err(Failed::Wrong)
+    }
+
+    /// Connects again, and looks at each block that is not flushed.
+    fn reconnect(&mut self) -> Result<(), String> {
+        wait_for("a gateway takes the load again", || match self.look_again() {
+            Ok(()) => Some(Ok(())),
+            Err(Failed::Broken(_)) => None,
+            Err(Failed::Wrong(error)) => Some(Err(error)),
+        })
+    }
+
+    fn look_again(&mut self) -> Result<(), Failed> {
+        let found = self.sockets.iter().find_map(|socket| Client::connect(socket, &self.volume).ok());
+        self.client = found.ok_or_else(|| Failed::Broken("nobody serves".to_owned()))?;
+        for i in 0..self.blocks.len() {
+            if !self.blocks[i].since.is_empty() {
+                let version = self.find(i, &self.blocks[i].allowed(self.breaks))?;
+                self.blocks[i].adopt(version);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn failed(what: &str, error: &io::Error) -> Failed {
+    let text = format!("{what}: {error}");
+    // ESHUTDOWN is NBD's word of a server that stops; the rest says that there is no connection any more.
+    let broken = error.raw_os_error() == Some(108)
+        || matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        );
+    if broken { Failed::Broken(text) } else { Failed::Wrong(text) }
 }
 
 /// What a block holds at a version; zeros before the first.
@@ -207,9 +355,10 @@ fn stamp(block: u64, version: u64) -> Vec<u8> {
     word.repeat(BLOCK_BYTES as usize / word.len())
 }
 
-fn check(found: &[u8], block: u64, version: u64) -> Result<(), String> {
-    if found == stamp(block, version) {
-        return Ok(());
-    }
-    Err(format!("block {block} should hold version {version}, but begins with {:02x?}", &found[..16]))
+/// Which of the allowed versions the block holds.
+fn check(found: &[u8], block: u64, allowed: &[u64]) -> Result<u64, String> {
+    let holds = allowed.iter().find(|version| found == stamp(block, **version));
+    holds.copied().ok_or_else(|| {
+        format!("block {block} should hold a version of {allowed:?}, but begins with {:02x?}", &found[..16])
+    })
 }

@@ -8,14 +8,14 @@ use crate::dev::{Dev, Gateway};
 use crate::tools::{MIB, run_ok, wait_for};
 
 /// fio writes and verifies the whole volume, again and again, until told to stop.
-struct Fio {
+pub struct Fio {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
     thread: std::thread::JoinHandle<()>,
 }
 
 impl Fio {
-    fn start(gateway: &Gateway) -> Fio {
+    pub fn start(gateway: &Gateway) -> Fio {
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let uri = gateway.uri();
         let thread = {
@@ -30,7 +30,7 @@ impl Fio {
     }
 
     /// Waits until a round that began after this call is over.
-    fn wait_for_whole_round(&self) {
+    pub fn wait_for_whole_round(&self) {
         let from = self.rounds.load(Ordering::Relaxed);
         wait_for("fio verifies another round", || {
             assert!(!self.thread.is_finished(), "fio has failed: see above");
@@ -38,7 +38,7 @@ impl Fio {
         });
     }
 
-    fn finish(self) {
+    pub fn finish(self) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("fio verifies what it wrote");
     }

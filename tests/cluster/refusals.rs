@@ -108,7 +108,7 @@ pub fn commands_name_what_is_wrong() {
 
 pub fn tokens_and_certificates_of_others_are_refused() {
     let mut dev = Dev::start();
-    let other = Dev::start_with(New { nodes: 1, disk_size: "256MiB" });
+    let other = Dev::start_with(New { nodes: 1, disk_size: "256MiB", ..New::default() });
     let disk = |name: &str| format!("{},size=256MiB", text(&dev.path(name)));
     let dir = |name: &str| text(&dev.path(name));
 
@@ -172,7 +172,7 @@ pub fn tokens_and_certificates_of_others_are_refused() {
 
 pub fn disks_that_are_not_right_are_refused() {
     let mut dev = Dev::start();
-    let other = Dev::start_with(New { nodes: 1, disk_size: "256MiB" });
+    let other = Dev::start_with(New { nodes: 1, disk_size: "256MiB", ..New::default() });
     dev.create_volume("v", "8MiB");
     let gateway = dev.gateway("v");
     let mut client = gateway.client();
@@ -277,7 +277,7 @@ fn open(path: &Path) -> File {
 }
 
 pub fn an_unreachable_coordinator_is_named() {
-    let dev = Dev::start_with(New { nodes: 1, disk_size: "256MiB" });
+    let dev = Dev::start_with(New { nodes: 1, disk_size: "256MiB", ..New::default() });
     let file = dev.path("kept.json");
     fs::copy(dev.cluster_file(), &file).expect("copies");
     let address = dev.cluster()["api"].as_str().expect("a URL").to_owned();

@@ -61,7 +61,7 @@ fn verify(gateway: &Gateway, mib: u64) {
 }
 
 /// Room for about 220 MiB of data on each node.
-const SMALL: New = New { nodes: 3, disk_size: "256MiB" };
+const SMALL: New = New { nodes: 3, disk_size: "256MiB", own_network: false };
 
 pub fn deleting_a_volume_lets_stalled_writes_go_on() {
     let mut dev = Dev::start_with(SMALL);

@@ -73,6 +73,9 @@ pub fn missing(command: &Command, error: &std::io::Error) -> String {
         "dpkg-deb" => "dpkg",
         "fio" => "fio",
         "cmp" => "diffutils",
+        "ip" => "iproute2",
+        "iptables" => "iptables",
+        "unshare" | "nsenter" => "util-linux",
         _ => return format!("{} can't be run: {error}", program.display()),
     };
     format!("{} can't be run ({error}): apt-get install {package}", program.display())
@@ -94,6 +97,11 @@ pub fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "waited {} s in vain: {what}", PATIENCE.as_secs());
         sleep(POLL_EVERY);
     }
+}
+
+/// How long a fault lasts: its size, nothing that a test waits for.
+pub fn hold(seconds: u64) {
+    sleep(Duration::from_secs(seconds));
 }
 
 /// The last lines of a text.
