@@ -72,6 +72,8 @@ pub fn missing(command: &Command, error: &std::io::Error) -> String {
         "apt-get" => "apt",
         "dpkg-deb" => "dpkg",
         "fio" => "fio",
+        "strace" => "strace",
+        "mount" | "umount" => "mount",
         "cmp" => "diffutils",
         _ => return format!("{} can't be run: {error}", program.display()),
     };
