@@ -173,6 +173,8 @@ pub struct Disk {
     slots: Mutex<Slots>,
     /// Held while slots are wiped, so that two threads don't wipe the same ones.
     freeing: Mutex<()>,
+    /// Held while the leaves of a slot are judged.
+    vouching: Mutex<()>,
     hot: Mutex<HotSet>,
     hot_changed: Condvar,
     /// Chunks in the order in which their leaves came into memory (second chance).
@@ -234,6 +236,7 @@ impl Disk {
             index: RwLock::new(scan.index),
             slots: Mutex::new(scan.slots),
             freeing: Mutex::new(()),
+            vouching: Mutex::new(()),
             hot: Mutex::default(),
             hot_changed: Condvar::new(),
             leaf_cache: Mutex::default(),
