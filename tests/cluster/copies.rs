@@ -2,32 +2,36 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
+
 use crate::dev::{Dev, Gateway};
 use crate::nbd::{BLOCK_BYTES, Client, stamp};
 
 /// More rounds than a primary's role needs to go around.
-const ROUNDS: usize = 12;
+const ROUNDS: usize = 40;
 
-/// The copies agree: the volume's hash is the same whoever is primary. Kills primaries in turn until each disk has
-/// served each of the volume's first `chunks` chunks.
+/// The copies agree: the volume's hash is the same whoever is primary. Kills nodes in turn until each disk has served
+/// each of the volume's first `chunks` chunks.
 pub fn agree(dev: &Dev, gateway: &Gateway, chunks: usize) {
     let volume = gateway.volume.as_str();
     dev.wait_clean();
     let hash = dev.hash(volume);
-    let mut missing: Option<BTreeSet<(String, u64)>> = None;
+    let mut missing: BTreeSet<(String, u64)> = BTreeSet::new();
+    for (pg, disks) in members(dev, volume, chunks) {
+        missing.extend(disks.iter().map(|disk| (pg.clone(), *disk)));
+    }
     for _ in 0..ROUNDS {
         let members = members(dev, volume, chunks);
-        let missing = missing.get_or_insert_with(|| {
-            let pairs = members.iter().flat_map(|(pg, disks)| disks.iter().map(|disk| (pg.clone(), *disk)));
-            pairs.collect()
-        });
         for (pg, disks) in &members {
             missing.remove(&(pg.clone(), disks[0]));
         }
         assert_eq!(dev.hash(volume), hash, "another primary has other content: {members:?}");
-        let Some((pg, _)) = missing.first() else { return };
-        let primary = members.iter().find(|(known, _)| known == pg).expect("the volume's PGs stay").1[0];
-        let node = node_of(dev, primary);
+        let Some((pg, wanted)) = missing.first() else { return };
+        let disks = &members.iter().find(|(known, _)| known == pg).expect("the volume's PGs stay").1;
+        assert!(disks.contains(wanted), "a copy moved away meanwhile: {missing:?}, {members:?}");
+        // The one with the fewest primaries follows a dead one; who comes back has none.
+        let follows = disks[1..].iter().min_by_key(|disk| (primaries(dev, **disk), **disk)).expect("a secondary");
+        let node = node_of(dev, if follows == wanted { disks[0] } else { *wanted });
         dev.kill_node(&node);
         // Reading waits until another one serves.
         let mut client = gateway.client();
@@ -52,10 +56,17 @@ fn members(dev: &Dev, volume: &str, chunks: usize) -> Vec<(String, Vec<u64>)> {
     names.into_iter().map(|pg| (pg.clone(), disks(&pg))).collect()
 }
 
-fn node_of(dev: &Dev, disk: u64) -> String {
+fn disk(dev: &Dev, id: u64) -> Value {
     let disks = dev.status()["disks"].as_array().expect("disks").clone();
-    let found = disks.iter().find(|d| d["id"] == disk).expect("the disk");
-    found["node"].as_str().expect("a name").to_owned()
+    disks.into_iter().find(|disk| disk["id"] == id).expect("the disk")
+}
+
+fn node_of(dev: &Dev, id: u64) -> String {
+    disk(dev, id)["node"].as_str().expect("a name").to_owned()
+}
+
+fn primaries(dev: &Dev, id: u64) -> u64 {
+    disk(dev, id)["primaries"].as_u64().expect("a number")
 }
 
 /// What became of a block: its versions count from 1.
@@ -83,7 +94,7 @@ pub fn write_until_cut(mut client: Client, first: u64, blocks: u64) -> Vec<Histo
             break;
         }
         known[i].acked = known[i].sent;
-        if step % 48 == 0 {
+        if step % 200 == 0 {
             if client.flush().is_err() {
                 break;
             }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::dev::{Daemon, Dev};
-use crate::nbd::BLOCK_BYTES;
+use crate::nbd::{BLOCK_BYTES, Client};
 use crate::tools::{pattern, wait_for};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -16,6 +16,8 @@ const ROUNDS: u64 = 40;
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Call {
     is_sync: bool,
+    /// What it gave: for a write its length.
+    bytes: u64,
     begin: f64,
     end: f64,
 }
@@ -31,7 +33,7 @@ impl Trace {
     fn attach(dev: &Dev, node: &str) -> Trace {
         let output = dev.path(&format!("{node}.strace"));
         let mut command = Command::new("strace");
-        command.args(["-f", "-ttt", "-T", "-y", "-e", "trace=fdatasync,fsync,pwrite64,pwritev2", "-p"]);
+        command.args(["-f", "-ttt", "-T", "-y", "-e", "trace=fdatasync,fsync,pwrite64", "-p"]);
         command.arg(dev.pid_of(node).to_string()).arg("-o").arg(&output);
         let strace = Daemon::spawn(&mut command, &dev.path(&format!("{node}.strace.log")));
         wait_for("strace is attached", || strace.log_text().contains("attached").then_some(()));
@@ -54,14 +56,15 @@ fn parse(text: &str, file: &str) -> Vec<Call> {
     let mut begun: HashMap<&str, (bool, f64)> = HashMap::new();
     let mut calls = Vec::new();
     for line in text.lines() {
-        let mut words = line.splitn(3, ' ').filter(|word| !word.is_empty());
-        let (Some(thread), Some(time), Some(rest)) = (words.next(), words.next(), words.next()) else { continue };
+        // The process id is padded.
+        let Some((thread, rest)) = line.trim_start().split_once(' ') else { continue };
+        let Some((time, rest)) = rest.trim_start().split_once(' ') else { continue };
         let Ok(time) = time.parse::<f64>() else { continue };
         let failed = rest.contains(" = -1 ");
         if rest.starts_with("<... ") {
             let Some((is_sync, begin)) = begun.remove(thread) else { continue };
             if !failed {
-                calls.push(Call { is_sync, begin, end: time });
+                calls.push(Call { is_sync, bytes: result(rest), begin, end: time });
             }
             continue;
         }
@@ -73,24 +76,49 @@ fn parse(text: &str, file: &str) -> Vec<Call> {
             begun.insert(thread, (is_sync, time));
         } else if !failed {
             let took = rest.rsplit('<').next().and_then(|t| t.trim_end_matches('>').parse().ok());
-            calls.push(Call { is_sync, begin: time, end: time + took.unwrap_or(0.0) });
+            calls.push(Call { is_sync, bytes: result(rest), begin: time, end: time + took.unwrap_or(0.0) });
         }
     }
     calls
+}
+
+/// The number behind the last ` = `.
+fn result(line: &str) -> u64 {
+    line.rsplit(" = ").next().and_then(|r| r.split(' ').next()?.parse().ok()).unwrap_or_default()
 }
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64()
 }
 
-/// A request that makes something stable: when its data was acked or it was sent, and when it was acked.
+/// A request that makes something stable: the length of its data's write, when that was sent, since when an fdatasync
+/// counts, and when the request was acked.
 #[derive(Clone, Copy, Debug)]
 struct Request {
     what: &'static str,
-    /// When the data's write was sent.
+    len: u64,
     written: f64,
-    sent: f64,
+    counts_from: f64,
     acked: f64,
+}
+
+/// One after the other, by one client, over several chunks and so over several placement groups; each is on every node.
+/// `alone`: nobody else's flush can have done the work of one of these before it was sent.
+fn requests(client: &mut Client, first: u64, len: u64, alone: bool) -> Vec<Request> {
+    let mut out = Vec::new();
+    for i in 0..ROUNDS {
+        let (block, data) = (first + (i * 398) % 6000, pattern(len, i));
+        let written = now();
+        client.write(block * BLOCK_BYTES, &data).expect("writes");
+        let counts_from = if alone { now() } else { written };
+        client.flush().expect("flushes");
+        let what = if alone { "FLUSH" } else { "FLUSH among others" };
+        out.push(Request { what, len, written, counts_from, acked: now() });
+        let sent = now();
+        client.write_fua((block + 2) * BLOCK_BYTES, &data).expect("writes");
+        out.push(Request { what: "FUA write", len, written: sent, counts_from: sent, acked: now() });
+    }
+    out
 }
 
 pub fn an_acked_flush_follows_an_fdatasync_on_every_copy() {
@@ -99,44 +127,25 @@ pub fn an_acked_flush_follows_an_fdatasync_on_every_copy() {
     let gateway = dev.gateway("v");
     let traces = NODES.map(|node| Trace::attach(&dev, node));
     let mut client = gateway.client();
-    // A second client's flushes at the same time share fdatasyncs with these.
-    let other = gateway.client();
-    let beside = std::thread::spawn(move || {
-        let mut client = other;
-        for i in 0..ROUNDS {
-            client.write((8192 + i) * BLOCK_BYTES, &pattern(BLOCK_BYTES, i)).expect("writes");
-            client.flush().expect("flushes");
-        }
-    });
-    let mut requests = Vec::new();
-    for i in 0..ROUNDS {
-        // Over several chunks, so over several placement groups; one PG is on every node.
-        let (block, data) = ((i * 397) % 8192, pattern(BLOCK_BYTES, i));
-        let written = now();
-        client.write(block * BLOCK_BYTES, &data).expect("writes");
-        let sent = now();
-        client.flush().expect("flushes");
-        requests.push(Request { what: "FLUSH", written, sent, acked: now() });
-        let sent = now();
-        client.write_fua((block + 1) * BLOCK_BYTES, &data).expect("writes");
-        requests.push(Request { what: "FUA write", written: sent, sent, acked: now() });
-    }
-    beside.join().expect("no panic");
+    let mut all = requests(&mut client, 0, BLOCK_BYTES, true);
+    // Two at once share fdatasyncs: a flush of one may cover what the other has written by then, never more. Their writes
+    // are told apart by their lengths.
+    let mut second = gateway.client();
+    let beside = std::thread::spawn(move || requests(&mut second, 8192, 2 * BLOCK_BYTES, false));
+    all.extend(requests(&mut client, 0, BLOCK_BYTES, false));
+    all.extend(beside.join().expect("no panic"));
     let calls = traces.map(Trace::end);
     for (node, calls) in NODES.iter().zip(&calls) {
         let syncs = calls.iter().filter(|call| call.is_sync).count();
-        println!("    {node}: {} writes and {syncs} fdatasyncs for {} requests", calls.len() - syncs, requests.len());
+        println!("    {node}: {} writes and {syncs} fdatasyncs for {} requests", calls.len() - syncs, all.len());
         assert!(syncs > 0, "strace saw nothing of {node}");
-        for request in &requests {
-            let wrote = calls.iter().find(|c| !c.is_sync && c.begin >= request.written && c.end <= request.acked);
-            let wrote = wrote.unwrap_or_else(|| panic!("{node} acked {request:?} without writing anything"));
-            let covers =
-                |c: &&Call| c.is_sync && c.begin >= request.sent && c.begin >= wrote.end && c.end <= request.acked;
-            assert!(
-                calls.iter().any(|c| covers(&c)),
-                "{} was acked before {node} had synced it: {request:?}",
-                request.what
-            );
+        for request in &all {
+            let within = |c: &&Call| c.begin >= request.written && c.end <= request.acked;
+            let wrote = calls.iter().filter(within).find(|c| !c.is_sync && c.bytes == request.len);
+            let wrote = wrote.unwrap_or_else(|| panic!("{request:?} was acked before {node} had written anything"));
+            let from = request.counts_from.max(wrote.end);
+            let synced = calls.iter().filter(within).any(|c| c.is_sync && c.begin >= from);
+            assert!(synced, "{} was acked before {node} had synced it: {request:?}", request.what);
         }
     }
     drop((client, gateway));

@@ -91,7 +91,7 @@ pub fn the_whole_cluster_loses_what_was_not_synced() {
             .collect();
         let synced: u64 = mounts.iter().map(|fs| fs.fsyncs()).sum();
         wait_for("some flushes are done", || {
-            (mounts.iter().map(|fs| fs.fsyncs()).sum::<u64>() > synced + 60).then_some(())
+            (mounts.iter().map(|fs| fs.fsyncs()).sum::<u64>() > synced + 36).then_some(())
         });
         wait_unstable(&mounts);
         let coordinator = dev.cluster()["coordinator"]["pid"].as_u64().expect("a process id");
