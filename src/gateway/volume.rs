@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 use parking_lot::Mutex;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::nbd::{Backend, Extent, IoError, ReadReply, Segment};
 use super::router::Router;
@@ -21,8 +21,57 @@ const PIECE_BYTES: u64 = 1 << 20;
 pub struct Volume {
     id: VolumeId,
     router: Arc<Router>,
-    /// PGs written since the last FLUSH; `None` before the first, which goes to all (R12).
-    written: Mutex<Option<HashSet<PgId>>>,
+    unstable: Mutex<Unstable>,
+}
+
+/// What the next FLUSH must reach (R12).
+#[derive(Default)]
+struct Unstable {
+    /// PGs with a write that was acked since a FLUSH took them; `None` before the first, which goes to all.
+    written: Option<HashSet<PgId>>,
+    /// FLUSHes under way and what they took: not stable yet, so another FLUSH must reach it too. On any connection: a
+    /// client may flush on one what it wrote on another.
+    under_way: HashMap<u64, Option<HashSet<PgId>>>,
+    next: u64,
+}
+
+impl Unstable {
+    fn take(&mut self) -> (u64, Option<HashSet<PgId>>) {
+        let mut pgs = self.written.replace(HashSet::new());
+        for other in self.under_way.values() {
+            add(&mut pgs, other.clone());
+        }
+        self.next += 1;
+        self.under_way.insert(self.next, pgs.clone());
+        (self.next, pgs)
+    }
+
+    fn end(&mut self, flush: u64, stable: bool) {
+        let pgs = self.under_way.remove(&flush);
+        if let Some(pgs) = pgs.filter(|_| !stable) {
+            add(&mut self.written, pgs);
+        }
+    }
+}
+
+fn add(to: &mut Option<HashSet<PgId>>, pgs: Option<HashSet<PgId>>) {
+    match (to.as_mut(), pgs) {
+        (Some(to), Some(pgs)) => to.extend(pgs),
+        _ => *to = None,
+    }
+}
+
+/// A FLUSH under way. If it fails, or its connection ends first, what it took is left for the next.
+struct Flushing<'a> {
+    volume: &'a Volume,
+    number: u64,
+    stable: bool,
+}
+
+impl Drop for Flushing<'_> {
+    fn drop(&mut self) {
+        self.volume.unstable.lock().end(self.number, self.stable);
+    }
 }
 
 fn failed(reply: &ClientReply) -> IoError {
@@ -35,7 +84,7 @@ fn failed(reply: &ClientReply) -> IoError {
 impl Volume {
     /// The volume behind a router.
     pub fn new(id: VolumeId, router: Arc<Router>) -> Self {
-        Volume { id, router, written: Mutex::new(None) }
+        Volume { id, router, unstable: Mutex::default() }
     }
 
     /// Splits a range at chunks and piece sizes: (chunk, its PG, byte offset in it, length).
@@ -58,11 +107,14 @@ impl Volume {
     }
 
     async fn change(&self, pg: PgId, op: ClientOp) -> Result<(), IoError> {
-        if let Some(written) = self.written.lock().as_mut() {
-            written.insert(pg);
-        }
         match self.router.submit(pg, op).await {
-            ClientReply::Done { .. } => Ok(()),
+            ClientReply::Done { .. } => {
+                // Once it is acked, not when it is sent: a FLUSH that came in between has not waited for it.
+                if let Some(written) = self.unstable.lock().written.as_mut() {
+                    written.insert(pg);
+                }
+                Ok(())
+            }
             other => Err(failed(&other)),
         }
     }
@@ -145,19 +197,11 @@ impl Backend for Volume {
     }
 
     async fn flush(&self) -> Result<(), IoError> {
-        let pgs = self.written.lock().replace(HashSet::new());
-        match self.router.flush(pgs.clone()).await {
-            Ok(()) => Ok(()),
-            Err(reply) => {
-                // What this FLUSH should have covered is still to be flushed by the next.
-                let mut written = self.written.lock();
-                match (pgs, written.as_mut()) {
-                    (Some(pgs), Some(written)) => written.extend(pgs),
-                    _ => *written = None,
-                }
-                Err(failed(&reply))
-            }
-        }
+        let (number, pgs) = self.unstable.lock().take();
+        let mut flushing = Flushing { volume: self, number, stable: false };
+        self.router.flush(pgs).await.map_err(|reply| failed(&reply))?;
+        flushing.stable = true;
+        Ok(())
     }
 
     async fn trim(&self, offset: u64, len: u32, fua: bool) -> Result<(), IoError> {
@@ -193,5 +237,37 @@ impl Backend for Volume {
             }
         }
         Ok(extents)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::PoolId;
+
+    fn pg(index: u32) -> PgId {
+        PgId { pool: PoolId(1), index }
+    }
+
+    #[test]
+    fn a_flush_reaches_what_others_have_under_way() {
+        let mut unstable = Unstable::default();
+        let (first, pgs) = unstable.take();
+        assert_eq!(pgs, None, "the first goes to all");
+        let (second, pgs) = unstable.take();
+        assert_eq!(pgs, None, "the first isn't done");
+        unstable.end(first, true);
+        unstable.end(second, true);
+        unstable.written.as_mut().unwrap().insert(pg(1));
+        let (third, pgs) = unstable.take();
+        assert_eq!(pgs, Some(HashSet::from([pg(1)])));
+        let (fourth, pgs) = unstable.take();
+        assert_eq!(pgs, Some(HashSet::from([pg(1)])), "not stable yet");
+        unstable.end(third, false);
+        unstable.end(fourth, true);
+        let (fifth, pgs) = unstable.take();
+        assert_eq!(pgs, Some(HashSet::from([pg(1)])), "the third failed");
+        unstable.end(fifth, true);
+        assert_eq!(unstable.take().1, Some(HashSet::new()));
     }
 }
