@@ -145,7 +145,9 @@ pub fn an_acked_flush_follows_an_fdatasync_on_every_copy() {
             let wrote = wrote.unwrap_or_else(|| panic!("{request:?} was acked before {node} had written anything"));
             let from = request.counts_from.max(wrote.end);
             let synced = calls.iter().filter(within).any(|c| c.is_sync && c.begin >= from);
-            assert!(synced, "{} was acked before {node} had synced it: {request:?}", request.what);
+            let near: Vec<&Call> =
+                calls.iter().filter(|c| c.end >= request.written && c.begin <= request.acked).collect();
+            assert!(synced, "{} was acked before {node} had synced it: {request:?} {near:#?}", request.what);
         }
     }
     drop((client, gateway));
