@@ -62,8 +62,8 @@ pub fn every_damage_is_refused_and_undone_by_a_saved_copy() {
             println!("    {name} is {what}");
             damage(&path);
             match name.as_str() {
-                // sled can do without: it scans its log instead. Then nothing may be missing.
-                name if name.starts_with("snap.") => starts_or_is_refused(&dev),
+                // sled can do without: it scans its log, and its settings are the default ones. Then nothing may be missing.
+                name if name == "conf" || name.starts_with("snap.") => starts_or_is_refused(&dev),
                 "meta.marker" => refused_start(&dev, "coordinator", &["meta", "marker", "put back"]),
                 _ => refused_start(&dev, "coordinator", &["meta", "put back"]),
             }
