@@ -61,6 +61,9 @@ pub(super) struct State {
     pub loads: u64,
     /// Read once without being cached.
     pub missed: bool,
+    /// The leaves on disk are those of the header's root: it was looked at, or they were written since this start. Until
+    /// then they may be another chunk's, whose data they match (a misdirected write, a slot copied over).
+    pub vouched: bool,
 }
 
 /// The leaves in memory.
@@ -98,6 +101,8 @@ impl Chunk {
                 referenced: false,
                 loads: 0,
                 missed: false,
+                // A dirty chunk has no root; it is rehashed.
+                vouched: header.dirty,
             }),
             changed: Condvar::new(),
         }

@@ -123,7 +123,7 @@ impl Run {
     }
 
     fn open(&self) -> Result<Disk, OpenDisk> {
-        let options = OpenOptions { cluster: Some(CLUSTER), hot_chunks_max: 2, cached_leaves_max: 2 };
+        let options = OpenOptions { cluster: Some(CLUSTER), version_min: 0, hot_chunks_max: 2, cached_leaves_max: 2 };
         Disk::open_backend(Path::new("sim"), Box::new(self.file.clone()), options)
     }
 

@@ -276,6 +276,12 @@ impl Disk {
             }
             if !state.dirty {
                 drop(state);
+                // The root doesn't stand any more once the chunk is marked.
+                match self.vouch(&chunk) {
+                    // Leaves that can't be read vouch for nothing; those of this change will be written.
+                    Ok(()) | Err(WriteChunk::Read(_)) => {}
+                    Err(error) => return Err(error),
+                }
                 self.mark_dirty(&chunk)?;
                 continue;
             }

@@ -4,12 +4,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Disk;
+use super::backend::IoCounters;
 use super::chunk::{Chunk, Leaves, State};
-use super::error::ReadChunk;
+use super::error::{ReadChunk, WriteChunk};
 use super::layout::LEAVES_BYTES;
 use crate::core::hashtree::{self, HOLE, Hash};
 use crate::core::ids::ChunkId;
 use crate::core::units::BLOCKS_PER_CHUNK;
+
+/// A leaf that no block has.
+const NO_BLOCK: Hash = [0xff; 32];
 
 impl Disk {
     /// A chunk's 1,024 leaves as of now; `None` if it isn't here.
@@ -47,7 +51,7 @@ impl Disk {
                     out.copy_from_slice(&leaves[first..first + out.len()]);
                     return Ok(());
                 }
-                _ if state.missed => {}
+                _ if state.missed || !state.vouched => {}
                 _ => {
                     state.missed = true;
                     drop(state);
@@ -59,8 +63,44 @@ impl Disk {
         Ok(())
     }
 
+    /// Makes sure that the leaves on disk belong to this chunk: once a start, before anything relies on them. Others are
+    /// replaced by leaves that match nothing, so that each block counts as bad until it is repaired or written.
+    pub(super) fn vouch(&self, chunk: &Chunk) -> Result<(), WriteChunk> {
+        if chunk.state.lock().vouched {
+            return Ok(());
+        }
+        let mut leaves = super::chunk::hole_leaves();
+        self.read_leaves(chunk, 0, &mut leaves)?;
+        let root = hashtree::root(&leaves);
+        // One at a time: what is written in place of foreign leaves must not land on what comes after.
+        let _alone = self.vouching.lock();
+        {
+            let mut state = chunk.state.lock();
+            // Nothing is written before somebody has vouched, so what was read is what there was.
+            if state.vouched || state.deleted {
+                return Ok(());
+            }
+            if root == state.root {
+                state.vouched = true;
+                return Ok(());
+            }
+        }
+        tracing::warn!(chunk = %chunk.id, slot = chunk.slot, "a slot holds other leaves than its header says: all of its blocks count as bad");
+        let nothing = [NO_BLOCK; BLOCKS_PER_CHUNK];
+        let at = self.identity.geometry.leaf(chunk.slot, 0);
+        // Stable before the chunk may be marked dirty: after that its root doesn't tell.
+        self.io.write_sync(nothing.as_flattened(), at).map_err(|e| self.fail("write leaves", &e))?;
+        IoCounters::add(&self.io.counters.hash_mismatches, 1);
+        let mut state = chunk.state.lock();
+        state.changes += 1;
+        state.leaves = Leaves::Absent;
+        state.vouched = true;
+        Ok(())
+    }
+
     /// All leaves of a chunk, cached from now on. Whoever calls has the chunk pinned, or bears that it may be deleted.
     pub(super) fn all_leaves(&self, chunk: &Arc<Chunk>) -> Result<Arc<Vec<Hash>>, ReadChunk> {
+        self.vouch(chunk).map_err(|_| ReadChunk::BadLeaves { chunk: chunk.id })?;
         let mut load = None;
         {
             let mut state = chunk.state.lock();

@@ -69,6 +69,9 @@ use crate::core::units::CHUNK_BYTES;
 pub struct OpenOptions {
     /// Refuse a disk of another cluster; `None` takes any.
     pub cluster: Option<ClusterId>,
+    /// The superblock's version when the disk was last opened here, 0 if it never was. A lower one is that of an old copy
+    /// put back: it says that it was stopped cleanly, but lacks what was written since, so it gets a new boot id (R1).
+    pub version_min: u64,
     /// Chunks that may be marked dirty at once: what is rehashed after an unclean stop (1,024: 4 GiB, some seconds
     /// of an SSD). More means fewer header writes under scattered load.
     pub hot_chunks_max: usize,
@@ -78,7 +81,7 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { cluster: None, hot_chunks_max: 1024, cached_leaves_max: 2048 }
+        OpenOptions { cluster: None, version_min: 0, hot_chunks_max: 1024, cached_leaves_max: 2048 }
     }
 }
 
@@ -173,6 +176,8 @@ pub struct Disk {
     slots: Mutex<Slots>,
     /// Held while slots are wiped, so that two threads don't wipe the same ones.
     freeing: Mutex<()>,
+    /// Held while the leaves of a slot are judged.
+    vouching: Mutex<()>,
     hot: Mutex<HotSet>,
     hot_changed: Condvar,
     /// Chunks in the order in which their leaves came into memory (second chance).
@@ -210,8 +215,12 @@ impl Disk {
         if found_bytes < expected_bytes {
             return Err(OpenDisk::Truncated { path: path.to_owned(), expected_bytes, found_bytes });
         }
+        let old_copy = superblock.version < options.version_min;
+        if old_copy {
+            tracing::warn!(path = %path.display(), "the disk is an older copy of itself: it counts as incomplete until it has caught up");
+        }
         // A damaged copy may have been the newer one and said "not clean".
-        if !superblock.clean || !both_sound || superblock.failed {
+        if !superblock.clean || !both_sound || superblock.failed || old_copy {
             superblock.boot = format::new_boot_id();
         }
         superblock.clean = false;
@@ -234,6 +243,7 @@ impl Disk {
             index: RwLock::new(scan.index),
             slots: Mutex::new(scan.slots),
             freeing: Mutex::new(()),
+            vouching: Mutex::new(()),
             hot: Mutex::default(),
             hot_changed: Condvar::new(),
             leaf_cache: Mutex::default(),

@@ -11,7 +11,7 @@ use super::GatewayConfig;
 use super::router::Router;
 use crate::core::cluster::ClusterMap;
 use crate::core::ids::NodeId;
-use crate::net::channel::Channel;
+use crate::net::channel::{Channel, Receiver, Sender};
 use crate::net::quic::Endpoint;
 use crate::net::tls::Expect;
 use crate::net::tuning::LinkClass;
@@ -259,11 +259,41 @@ impl ControlTask {
     }
 }
 
-/// Takes the map once, attaching nothing.
+/// Takes the map, attaching nothing, and follows it for as long as the receiver is kept: whoever waits for a PG must
+/// learn of its new primary. A link that breaks is made anew.
 ///
 /// # Errors
-/// The coordinator can't be reached or refuses; one sentence.
-pub async fn observe(endpoint: &Endpoint, coordinator: SocketAddr) -> Result<Arc<ClusterMap>, String> {
+/// The coordinator can't be reached or refuses at first; one sentence.
+pub async fn observe(
+    endpoint: Arc<Endpoint>,
+    coordinator: SocketAddr,
+) -> Result<tokio::sync::watch::Receiver<Arc<ClusterMap>>, String> {
+    let mut map = ClusterMap::default();
+    let mut channel = open_observer(&endpoint, coordinator).await?;
+    next_map(&mut channel.1, &mut map).await?;
+    let (news, maps) = tokio::sync::watch::channel(Arc::new(map.clone()));
+    tokio::spawn(async move {
+        while !news.is_closed() {
+            let next = tokio::select! {
+                next = next_map(&mut channel.1, &mut map) => next,
+                () = news.closed() => return,
+            };
+            match next {
+                Ok(()) => drop(news.send_replace(Arc::new(map.clone()))),
+                Err(_) => {
+                    tokio::time::sleep(RETRY).await;
+                    if let Ok(opened) = open_observer(&endpoint, coordinator).await {
+                        (channel, map) = (opened, ClusterMap::default());
+                    }
+                }
+            }
+        }
+    });
+    Ok(maps)
+}
+
+/// The sending half is kept: its end would end the channel.
+async fn open_observer(endpoint: &Endpoint, coordinator: SocketAddr) -> Result<(Sender, Receiver), String> {
     let link = endpoint
         .connect(coordinator, Expect::Coordinator, LinkClass::Control)
         .await
@@ -272,13 +302,14 @@ pub async fn observe(endpoint: &Endpoint, coordinator: SocketAddr) -> Result<Arc
         .open_channel(Frame::new(kind::OBSERVE, Vec::new()))
         .await
         .map_err(|e| format!("the coordinator closed the link: {e}"))?;
-    let (_sender, mut receiver) = channel.split();
+    Ok(channel.split())
+}
+
+async fn next_map(receiver: &mut Receiver, map: &mut ClusterMap) -> Result<(), String> {
     while let Some(f) = receiver.recv().await {
         if f.kind == kind::MAP_DELTA {
             let delta = msg::MapDelta::decode(f.meta.as_ref()).map_err(|e| e.to_string())?;
-            let mut map = ClusterMap::default();
-            apply_delta(&mut map, delta).map_err(|e| e.to_string())?;
-            return Ok(Arc::new(map));
+            return apply_delta(map, delta).map_err(|e| e.to_string());
         }
     }
     Err("the coordinator sent no map".into())

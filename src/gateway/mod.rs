@@ -224,10 +224,18 @@ pub async fn volume_hash(api: &str, token: &str, volume: &str) -> Result<Hash, R
     let (identity, coordinator) = enrol(api, token, "operator", "volume-hash").await?;
     let bind: IpAddr = if coordinator.ip().is_loopback() { [127, 0, 0, 1].into() } else { [0, 0, 0, 0].into() };
     let endpoint = Arc::new(Endpoint::bind(SocketAddr::new(bind, 0), identity, Tuning::default())?);
-    let map = control::observe(&endpoint, coordinator).await.map_err(RunGateway::Api)?;
+    let mut maps = control::observe(endpoint.clone(), coordinator).await.map_err(RunGateway::Api)?;
+    let map = maps.borrow_and_update().clone();
     let found = map.volumes.values().find(|v| v.name == volume && !v.deleting).cloned();
     let record = found.ok_or_else(|| RunGateway::UnknownVolume(volume.to_owned()))?;
     let router = Router::new(record.id, 0, false, endpoint.clone(), map);
+    // Primaries may change while it is under way, or have changed since the map was sent.
+    let following = router.clone();
+    let follow = tokio::spawn(async move {
+        while maps.changed().await.is_ok() {
+            following.set_map(maps.borrow_and_update().clone());
+        }
+    });
     let roots = futures_util::stream::iter(0..record.chunk_count())
         .map(|index| {
             let (router, record) = (router.clone(), record.clone());
@@ -249,6 +257,7 @@ pub async fn volume_hash(api: &str, token: &str, volume: &str) -> Result<Hash, R
         hasher.push(&root);
         index += 1;
     }
+    follow.abort();
     endpoint.close("done").await;
     Ok(hasher.finish())
 }

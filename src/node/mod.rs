@@ -452,12 +452,31 @@ async fn open_disks(
             disk::format(&disk.path, &options)?;
         }
     }
+    let versions_path = config.dir.join("disks.json");
+    let mut versions = load_versions(&versions_path)?;
     let mut opened = Vec::new();
     for disk in &config.disks {
-        let options = disk::OpenOptions { cluster: Some(membership.cluster), ..disk::OpenOptions::default() };
-        opened.push(Disk::open(&disk.path, options)?);
+        let id = disk::inspect(&disk.path)?.disk;
+        let version_min = versions.get(&id.0).copied().unwrap_or(0);
+        let cluster = Some(membership.cluster);
+        let options = disk::OpenOptions { cluster, version_min, ..disk::OpenOptions::default() };
+        let disk = Disk::open(&disk.path, options)?;
+        versions.insert(id.0, disk.superblock().version);
+        opened.push(disk);
     }
+    // Before any of them is used.
+    let bytes = serde_json::to_vec(&versions).map_err(|e| node_file(&versions_path)(&e))?;
+    write_atomically(&versions_path, &bytes).map_err(|e| node_file(&versions_path)(&e))?;
     Ok(opened)
+}
+
+/// The superblock's version of each disk when it was last opened by this node: by it an old copy is known.
+fn load_versions(path: &Path) -> Result<BTreeMap<u32, u64>, RunNode> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| node_file(path)(&e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(e) => Err(node_file(path)(&e)),
+    }
 }
 
 /// Brings gauges and totals that the engine keeps up to date.

@@ -1,9 +1,11 @@
 //! A local cluster of real processes, `evenkeel dev`, in a directory of its own; it ends with its value.
 
+use std::any::Any;
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -134,9 +136,10 @@ impl Default for New {
 
 /// A running `evenkeel dev`.
 pub struct Dev {
-    // First, so that the processes end before their directory goes.
+    // First, so that the processes end before their directory goes, and what is mounted in it.
     supervisor: Option<Daemon>,
     network: Option<Namespace>,
+    kept: Vec<Box<dyn Any>>,
     folder: TempDir,
     gateways: u32,
 }
@@ -149,7 +152,7 @@ impl Dev {
     pub fn start_with(new: New) -> Dev {
         let folder = tempfile::Builder::new().prefix("evenkeel-cluster-").tempdir().expect("a temporary folder");
         let network = new.own_network.then(Namespace::new);
-        let mut dev = Dev { supervisor: None, network, folder, gateways: 0 };
+        let mut dev = Dev { supervisor: None, network, kept: Vec::new(), folder, gateways: 0 };
         dev.run(&["--nodes", &new.nodes.to_string(), "--disk-size", new.disk_size]);
         dev
     }
@@ -187,6 +190,32 @@ impl Dev {
         self.network.as_ref().expect("it began with a network of its own")
     }
 
+    /// Puts something else below the disk of nodes: `mount` gets where the disk's directory is now and where it is
+    /// looked for, an empty directory. What it gives is kept until the daemons have ended.
+    pub fn put_below<T: 'static>(&mut self, nodes: &[&str], mount: impl Fn(&Path, &Path) -> T) -> Vec<Arc<T>> {
+        self.stop();
+        let mounts = nodes.iter().map(|node| self.put_below_folder(&format!("nodes/{node}-disk1"), &mount)).collect();
+        self.start_again();
+        mounts
+    }
+
+    /// The same for the coordinator's directory.
+    pub fn put_below_coordinator<T: 'static>(&mut self, mount: impl Fn(&Path, &Path) -> T) -> Arc<T> {
+        self.stop();
+        let mount = self.put_below_folder("coordinator", &mount);
+        self.start_again();
+        mount
+    }
+
+    fn put_below_folder<T: 'static>(&mut self, folder: &str, mount: &impl Fn(&Path, &Path) -> T) -> Arc<T> {
+        let (at, moved) = (self.dir().join(folder), self.path(&folder.replace('/', "-")));
+        fs::rename(&at, &moved).expect("moves the directory");
+        fs::create_dir(&at).expect("makes a directory");
+        let mount = Arc::new(mount(&moved, &at));
+        self.kept.push(Box::new(mount.clone()));
+        mount
+    }
+
     /// A path outside the cluster's directory that goes with it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -211,6 +240,28 @@ impl Dev {
         let cluster = self.cluster();
         let nodes = cluster["nodes"].as_array().expect("nodes").clone();
         nodes.into_iter().find(|node| node["name"] == name).unwrap_or_else(|| panic!("no node {name}: {cluster}"))
+    }
+
+    pub fn pid_of(&self, node: &str) -> u64 {
+        self.node(node)["pid"].as_u64().expect("a process id")
+    }
+
+    /// The directory of a node's disk.
+    pub fn disk_path(&self, node: &str) -> PathBuf {
+        self.node(node)["disks"][0]["path"].as_str().expect("a path").into()
+    }
+
+    /// A node's disk as `status` has it.
+    pub fn disk_status(&self, node: &str) -> Value {
+        let disks = self.status()["disks"].as_array().expect("disks").clone();
+        disks.into_iter().find(|disk| disk["node"] == node).unwrap_or_else(|| panic!("{node} has no disk"))
+    }
+
+    /// Kills processes with one call, so that none sees another's end first, and waits until all have gone.
+    pub fn kill_at_once(&self, pids: &[u64]) {
+        let arguments = pids.iter().map(u64::to_string);
+        run_ok(Command::new("kill").args(["-s", "KILL"]).args(arguments));
+        wait_for("the killed processes end", || pids.iter().all(|pid| !is_evenkeel(*pid)).then_some(()));
     }
 
     /// Stops it cleanly.
@@ -300,6 +351,11 @@ impl Dev {
         let cluster = self.cluster();
         let nodes = cluster["nodes"].as_array().expect("nodes").iter();
         nodes.map(|node| node["name"].as_str().expect("a name").to_owned()).collect()
+    }
+
+    /// Stops a node cleanly.
+    pub fn stop_node(&self, name: &str) {
+        self.dev_command("kill-node", &[name, "--signal", "TERM"]);
     }
 
     pub fn start_node(&self, name: &str) {
@@ -426,7 +482,7 @@ impl Drop for Dev {
     }
 }
 
-fn is_evenkeel(pid: u64) -> bool {
+pub fn is_evenkeel(pid: u64) -> bool {
     // A zombie, or another process under the same number, has another command line.
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains("evenkeel"))
 }

@@ -5,20 +5,28 @@
 //! binary than the one just built, `EVENKEEL_KEEP` keeps a failed test's directory.
 
 mod dev;
+mod faultfs;
 mod nbd;
 mod net;
 mod tools;
 
 mod bit_flip;
+mod copies;
+mod damaged_map;
+mod disk_faults;
 mod faults;
+mod flush_trace;
 mod force;
 mod frozen;
+mod full_fs;
 mod gateways;
 mod guest;
 mod hung_disk;
 mod kills;
+mod old_disks;
 mod overlaps;
 mod partitions;
+mod power_cut;
 mod real_input;
 mod refusals;
 mod restart;
@@ -51,6 +59,27 @@ const TESTS: &[Test] = tests! {
     ALWAYS refusals::a_damaged_map_is_never_taken_for_a_new_one;
     ALWAYS refusals::an_unreachable_coordinator_is_named;
     ALWAYS refusals::garbage_on_the_ports_harms_nothing;
+    ALWAYS faultfs::the_file_system_of_these_tests_loses_what_it_should;
+    ALWAYS disk_faults::a_failed_fsync_takes_the_disk_out_for_good;
+    LONG disk_faults::fsyncs_that_always_fail_take_the_disk_out_for_good;
+    LONG disk_faults::a_failed_write_takes_the_disk_out_for_good;
+    LONG disk_faults::a_disk_that_takes_no_mark_stays_out;
+    LONG disk_faults::short_writes_lose_nothing;
+    ALWAYS power_cut::one_node_loses_what_was_not_synced;
+    LONG power_cut::all_nodes_lose_what_was_not_synced;
+    LONG power_cut::the_whole_cluster_loses_what_was_not_synced;
+    LONG power_cut::the_coordinator_keeps_what_it_said;
+    ALWAYS flush_trace::an_acked_flush_follows_an_fdatasync_on_every_copy;
+    LONG full_fs::one_full_file_system_stalls_writes_until_there_is_space;
+    LONG full_fs::full_file_systems_stall_writes_until_there_is_space;
+    LONG damaged_map::every_damage_is_refused_and_undone_by_a_saved_copy;
+    ALWAYS old_disks::swapped_slots_are_never_served;
+    LONG old_disks::swapped_data_is_never_served;
+    LONG old_disks::swapped_headers_are_never_served;
+    LONG old_disks::an_old_copy_of_one_node_catches_up;
+    LONG old_disks::an_old_copy_of_a_primary_is_not_taken_for_current;
+    LONG old_disks::an_old_copy_of_a_secondary_is_not_taken_for_current;
+    LONG old_disks::a_wiped_disk_is_never_counted;
     ALWAYS bit_flip::a_flipped_byte_is_repaired_and_counted;
     ALWAYS space::deleting_a_volume_lets_stalled_writes_go_on;
     LONG space::a_new_node_lets_stalled_writes_go_on;

@@ -17,6 +17,8 @@ const WRITE: u16 = 1;
 const DISCONNECT: u16 = 2;
 const FLUSH: u16 = 3;
 const TRIM: u16 = 4;
+/// A command flag, kept in the upper half of a kind.
+const FUA: u16 = 1 << 15;
 pub const BLOCK_BYTES: u64 = 4096;
 
 /// A connection to an export.
@@ -71,6 +73,11 @@ impl Client {
         self.stream.write_all(bytes)
     }
 
+    /// A write that is stable when it is acked.
+    pub fn write_fua(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.request(WRITE | FUA, offset, data.len() as u64, data)
+    }
+
     fn request(&mut self, kind: u16, offset: u64, len: u64, data: &[u8]) -> io::Result<()> {
         self.send(kind, offset, len, data)?;
         let mut reply = [0; 16];
@@ -87,8 +94,8 @@ impl Client {
         self.cookie += 1;
         let mut request = Vec::with_capacity(28 + data.len());
         request.extend_from_slice(&0x2560_9513_u32.to_be_bytes());
-        request.extend_from_slice(&0_u16.to_be_bytes());
-        request.extend_from_slice(&kind.to_be_bytes());
+        request.extend_from_slice(&u16::from(kind & FUA != 0).to_be_bytes());
+        request.extend_from_slice(&(kind & !FUA).to_be_bytes());
         request.extend_from_slice(&self.cookie.to_be_bytes());
         request.extend_from_slice(&offset.to_be_bytes());
         request.extend_from_slice(&u32::try_from(len).expect("fits").to_be_bytes());
@@ -347,7 +354,7 @@ fn failed(what: &str, error: &io::Error) -> Failed {
 }
 
 /// What a block holds at a version; zeros before the first.
-fn stamp(block: u64, version: u64) -> Vec<u8> {
+pub fn stamp(block: u64, version: u64) -> Vec<u8> {
     if version == 0 {
         return vec![0; BLOCK_BYTES as usize];
     }

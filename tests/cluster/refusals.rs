@@ -53,7 +53,7 @@ fn text(path: &Path) -> String {
 }
 
 /// A copy of a folder, sparse where it was.
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     let ended = run(Command::new("cp").args(["-a", "--sparse=always"]).arg(from).arg(to));
     assert!(ended.status.success(), "{}", ended.text());
 }
@@ -225,7 +225,7 @@ pub fn disks_that_are_not_right_are_refused() {
 }
 
 /// `dev start-node` fails and repeats the daemon's last sentence.
-fn refused_start(dev: &Dev, name: &str, words: &[&str]) {
+pub fn refused_start(dev: &Dev, name: &str, words: &[&str]) {
     refused(&dev.try_cli(&["dev", "start-node", "--dir", &text(&dev.dir()), name]), words);
 }
 

@@ -9,13 +9,13 @@ use crate::dev::{Dev, Gateway, New};
 use crate::tools::{MIB, pattern, wait_for};
 
 /// Fills a volume from its beginning, one MiB after the other, and counts what was acked.
-struct Filler {
+pub struct Filler {
     done: Arc<AtomicU64>,
     thread: JoinHandle<()>,
 }
 
 impl Filler {
-    fn start(gateway: &Gateway, mib: u64) -> Filler {
+    pub fn start(gateway: &Gateway, mib: u64) -> Filler {
         let done = Arc::new(AtomicU64::new(0));
         let (mut client, counter) = (gateway.client(), done.clone());
         let thread = std::thread::spawn(move || {
@@ -32,14 +32,14 @@ impl Filler {
         self.done.load(Ordering::Relaxed)
     }
 
-    fn finish(self) {
+    pub fn finish(self) {
         wait_for("the stalled writes are acked", || self.thread.is_finished().then_some(()));
         self.thread.join().expect("every write was acked");
     }
 }
 
 /// Waits until health says that a disk is full and nothing more is acked.
-fn wait_stalled(dev: &Dev, fillers: &[Filler]) {
+pub fn wait_stalled(dev: &Dev, fillers: &[Filler]) {
     let mut last = None;
     wait_for("writes stall and health says why", || {
         assert!(fillers.iter().any(|f| !f.thread.is_finished()), "all was written: the disks never filled");
@@ -53,7 +53,7 @@ fn wait_stalled(dev: &Dev, fillers: &[Filler]) {
     assert!(dev.status()["nodes"].as_array().expect("nodes").iter().all(|node| node["state"] == "up"));
 }
 
-fn verify(gateway: &Gateway, mib: u64) {
+pub fn verify(gateway: &Gateway, mib: u64) {
     let mut client = gateway.client();
     for at in 0..mib {
         assert!(client.read(at * MIB, MIB).expect("reads") == pattern(MIB, at), "MiB {at} differs");

@@ -72,6 +72,8 @@ pub fn missing(command: &Command, error: &std::io::Error) -> String {
         "apt-get" => "apt",
         "dpkg-deb" => "dpkg",
         "fio" => "fio",
+        "strace" => "strace",
+        "mount" | "umount" => "mount",
         "cmp" => "diffutils",
         "ip" => "iproute2",
         "iptables" => "iptables",

@@ -329,7 +329,7 @@ impl LocalCluster {
             seen = client.nodes().ok().and_then(|nodes| nodes.into_iter().find(|n| n.name == node.name));
             seen.as_ref().is_some_and(|n| {
                 let up = !matches!(n.state.as_str(), "down" | "suspect" | "removed");
-                n.pid == pid && up && n.disks.len() >= node.disks.len() && n.disks.iter().all(|d| d.state != "down")
+                n.pid == pid && up && n.disks.iter().filter(|d| d.state != "down").count() >= node.disks.len()
             })
         })?;
         let Some(info) = seen else { return Ok(()) };

@@ -415,8 +415,10 @@ impl Replica {
     pub fn handle(&mut self, input: Input, now: Instant, env: &mut dyn Env) -> Vec<Action> {
         self.now = now;
         if matches!(self.role, Role::Failed) {
-            if let Input::Client(request) = input {
-                self.reply(request.id, ClientReply::NotPrimary);
+            match input {
+                Input::Client(request) => self.reply(request.id, ClientReply::NotPrimary),
+                Input::Peer { from, message } => self.refuse(from, message),
+                _ => {}
             }
             return std::mem::take(&mut self.actions);
         }
@@ -737,10 +739,33 @@ impl Replica {
         }
     }
 
-    /// The disk is gone: nothing is answered any more, clients go elsewhere.
+    /// The disk is gone: clients go elsewhere. A primary is told, for its node still answers: it would wait for this
+    /// member for ever.
     fn fail(&mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            let generation = accepting.config.generation;
+            self.send(accepting.from, PeerMessage::ConfigRefused { generation });
+        } else if let (Role::Secondary, Some(primary)) = (&self.role, self.state.config.primary()) {
+            let generation = self.generation();
+            self.send(primary.disk, PeerMessage::Rejected { generation, gap: true });
+        }
         self.abandon_clients();
         self.close_sessions();
         self.role = Role::Failed;
+    }
+
+    /// What a member with a failed disk says to all that waits for it: it leaves (R11, R15).
+    fn refuse(&mut self, from: DiskId, message: PeerMessage) {
+        match message {
+            PeerMessage::NewConfig { config } => {
+                self.send(from, PeerMessage::ConfigRefused { generation: config.generation });
+            }
+            PeerMessage::Replicate { generation, .. }
+            | PeerMessage::Prepare { generation, .. }
+            | PeerMessage::Flush { generation, .. } => {
+                self.send(from, PeerMessage::Rejected { generation, gap: true });
+            }
+            _ => {}
+        }
     }
 }

@@ -14,8 +14,13 @@ impl Replica {
                 self.learners = config.learners;
                 self.sync_sessions();
                 self.commit_all(env);
-            } else if leads && matches!(self.role, Role::Outside) && self.accepting.is_none() {
-                // A clean restart keeps the boot id and the configuration: lead it again, as a newcomer would.
+            } else if leads
+                && matches!(self.role, Role::Outside)
+                && self.accepting.is_none()
+                && self.can_be_member(&config)
+            {
+                // A clean restart keeps the boot id and the configuration: lead it again, as a newcomer would. Not with a
+                // copy that its disk found damaged: the coordinator promotes another (I5).
                 self.learners = config.learners.clone();
                 self.begin_activation(config, false, now, env);
             }
