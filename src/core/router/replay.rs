@@ -104,7 +104,7 @@ mod tests {
     fn operation() -> impl Strategy<Value = ClientOp> {
         let write = (0u32..60, 1u32..20, any::<u8>()).prop_map(|(sector, count, byte)| {
             let (offset, data) = (sector * SECTOR, Bytes::from(vec![byte | 1; (count * SECTOR) as usize]));
-            let whole = offset % BLOCK == 0 && data.len() as u32 % BLOCK == 0;
+            let whole = offset.is_multiple_of(BLOCK) && (data.len() as u32).is_multiple_of(BLOCK);
             let leaves = if whole { hashtree::leaves_of((offset / BLOCK) as usize, &data) } else { Vec::new() };
             ClientOp::Write { chunk: C, offset, leaves, data, fua: false }
         });
