@@ -179,7 +179,7 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
     };
     let (id, incarnation, map) =
         attached.map_err(|reason| RunGateway::Attach { volume: config.volume.clone(), reason })?;
-    let router = Router::new(VolumeId(id), incarnation, false, endpoint.clone(), map);
+    let router = Router::new(VolumeId(id), incarnation, endpoint.clone(), map);
     let volume = Arc::new(Volume::new(VolumeId(id), router.clone()));
     let export = Arc::new(Export::new(&config.volume, volume));
     let listener = match &config.listen {
@@ -228,7 +228,7 @@ pub async fn volume_hash(api: &str, token: &str, volume: &str) -> Result<Hash, R
     let map = maps.borrow_and_update().clone();
     let found = map.volumes.values().find(|v| v.name == volume && !v.deleting).cloned();
     let record = found.ok_or_else(|| RunGateway::UnknownVolume(volume.to_owned()))?;
-    let router = Router::new(record.id, 0, false, endpoint.clone(), map);
+    let router = Router::new(record.id, 0, endpoint.clone(), map);
     // Primaries may change while it is under way, or have changed since the map was sent.
     let following = router.clone();
     let follow = tokio::spawn(async move {

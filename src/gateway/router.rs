@@ -35,7 +35,6 @@ struct State {
     answers: HashMap<Token, oneshot::Sender<ClientReply>>,
     links: HashMap<NodeId, (u64, Outbox)>,
     dialing: HashMap<NodeId, Instant>,
-    loss_told: bool,
 }
 
 /// Routes one volume's requests.
@@ -46,25 +45,17 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router for a volume that has been granted at `incarnation` (0: for reading alone). `lost`: see
-    /// [`core::Router::new`].
-    pub fn new(
-        volume: VolumeId,
-        incarnation: u64,
-        lost: bool,
-        endpoint: Arc<Endpoint>,
-        map: Arc<ClusterMap>,
-    ) -> Arc<Self> {
+    /// A router for a volume that has been granted at `incarnation` (0: for reading alone).
+    pub fn new(volume: VolumeId, incarnation: u64, endpoint: Arc<Endpoint>, map: Arc<ClusterMap>) -> Arc<Self> {
         let router = Arc::new(Router {
             endpoint,
             state: Mutex::new(State {
-                core: core::Router::new(volume, incarnation, lost),
+                core: core::Router::new(volume, incarnation),
                 map: Arc::default(),
                 next_token: 1,
                 answers: HashMap::new(),
                 links: HashMap::new(),
                 dialing: HashMap::new(),
-                loss_told: false,
             }),
             stopped: Notify::new(),
         });
@@ -106,11 +97,6 @@ impl Router {
         self.with(core::Router::fence);
     }
 
-    /// True once a FLUSH has told the client of a loss (R13).
-    pub fn loss_told(&self) -> bool {
-        self.state.lock().loss_told
-    }
-
     /// Nodes that can't be reached, for the coordinator.
     pub fn unreachable(&self) -> Vec<NodeId> {
         let state = self.state.lock();
@@ -133,7 +119,7 @@ impl Router {
     /// Makes everything that was acked before the call stable on every member (R12).
     ///
     /// # Errors
-    /// The volume was taken over, or writes that an earlier gateway had acked may be lost (once, R13).
+    /// The volume was taken over, or an acked write could not be sent again (once, R13).
     pub async fn flush(self: &Arc<Self>) -> Result<(), ClientReply> {
         match self.ask(core::Router::flush).await {
             ClientReply::Done { .. } => Ok(()),
@@ -184,8 +170,7 @@ impl Router {
                     tracing::warn!(%pg, writes, "a placement group restarted whole: sending unflushed writes again");
                 }
                 Action::LossTold => {
-                    state.loss_told = true;
-                    tracing::error!("a FLUSH failed: writes that were acked before and not flushed may be lost");
+                    tracing::error!("a FLUSH failed: a write that was acked before and not flushed is lost");
                 }
                 Action::Fenced => self.stopped.notify_waiters(),
             }

@@ -121,7 +121,7 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn new(id: u32, incarnation: u64, map: &ClusterMap) -> Self {
-        let mut router = Router::new(VOLUME, incarnation, false);
+        let mut router = Router::new(VOLUME, incarnation);
         router.handle_map(map);
         Gateway {
             id,

@@ -6,13 +6,14 @@ use evenkeel::core::cluster::{
     ClusterMap, Disk as DiskRecord, DiskAdminState, Node as NodeRecord, NodeAdminState, PgConfig, Replica as Member,
     ResyncClass, Stripe, Volume,
 };
+use evenkeel::core::hashtree::HOLE;
 use evenkeel::core::ids::{BootId, DiskId, Generation, NodeId, PgId, PoolId};
 use evenkeel::core::replica::{
     Action, Change, ClientOp, ClientReply, ClientRequest, DiskOp, DiskResult, Env, Input, Operation, PeerMessage,
     Replica, SessionMessage, Token,
 };
 use evenkeel::core::router::Action as RouterAction;
-use evenkeel::core::units::Instant;
+use evenkeel::core::units::{BLOCK_BYTES, Instant};
 
 use crate::coord::{Coordinator, Heard};
 use crate::disk::{Block, Disk};
@@ -44,6 +45,12 @@ pub enum Canary {
     ReconcileSkipped,
     BootIdKept,
     ReplayForgotten,
+    MinimumIgnored,
+    ConnectionIgnored,
+    FenceNotForwarded,
+    FailedFsyncIgnored,
+    WindowOffByOne,
+    LeavesNotVerified,
 }
 
 impl Canary {
@@ -53,7 +60,7 @@ impl Canary {
         matches!(self, Canary::GrantNotWaitedFor | Canary::ReconcileSkipped)
     }
 
-    pub const ALL: [(Canary, &'static str); 11] = [
+    pub const ALL: [(Canary, &'static str); 17] = [
         (Canary::AckBeforeSecondaryHasIt, "R9 ack before a secondary has it"),
         (Canary::PromoteBeforeComplete, "R16 promote before complete"),
         (Canary::FlushOnPrimaryAlone, "R12 flush on the primary alone"),
@@ -65,6 +72,12 @@ impl Canary {
         (Canary::ReconcileSkipped, "uncommitted ranges not reconciled"),
         (Canary::BootIdKept, "R1 boot id kept over a crash"),
         (Canary::ReplayForgotten, "R13 durability epoch ignored"),
+        (Canary::MinimumIgnored, "R5 a configuration below min_replicas"),
+        (Canary::ConnectionIgnored, "R6 connection numbers ignored"),
+        (Canary::FenceNotForwarded, "R14 learners don't receive fences"),
+        (Canary::FailedFsyncIgnored, "R15 a failed fsync counts as done"),
+        (Canary::WindowOffByOne, "R17 a window's last block isn't copied"),
+        (Canary::LeavesNotVerified, "R24 a block is served without being verified"),
     ];
 }
 
@@ -339,6 +352,8 @@ pub struct World {
     pub coverage: Coverage,
     failure: Option<String>,
     durability_epoch: u64,
+    members_before: usize,
+    recoveries_before: u64,
     reader: Reader,
 }
 
@@ -427,6 +442,7 @@ impl World {
         let faults_until = rng.range(4, 14) * 1_000 * MS;
         let (slow, lossy_parts) = (rng.chance(300), if rng.chance(300) { 3 } else { 0 });
         let mut coordinator = coordinator;
+        coordinator.no_minimum = options.canary == Some(Canary::MinimumIgnored);
         if rng.chance(400) {
             coordinator.dead_ns = rng.range(300, 600) * MS;
         }
@@ -455,6 +471,8 @@ impl World {
             coverage: Coverage::default(),
             failure: None,
             durability_epoch: 1,
+            members_before: replicas as usize,
+            recoveries_before: 0,
             reader: Reader::default(),
         };
         let ids: Vec<DiskId> = world.nodes.keys().copied().collect();
@@ -823,7 +841,22 @@ impl World {
                 let forged = PeerMessage::Session(SessionMessage::Forwarded { sequence: *sequence });
                 return self.transmit(conn, true, to, from, forged);
             }
+            if self.is(Canary::FenceNotForwarded)
+                && let SessionMessage::Forward { sequence, op: Operation::Fence { .. }, .. } = inner
+            {
+                let forged = PeerMessage::Session(SessionMessage::Forwarded { sequence: *sequence });
+                return self.transmit(conn, true, to, from, forged);
+            }
             let message = match inner {
+                SessionMessage::Copy { chunk, window, blocks, leaves, data } if self.is(Canary::WindowOffByOne) => {
+                    let (mut leaves, mut data) = (leaves.clone(), data.clone());
+                    if leaves.pop().is_some_and(|leaf| leaf != HOLE) {
+                        data.truncate(data.len().saturating_sub(BLOCK_BYTES as usize));
+                    }
+                    let blocks = blocks & !(1u64.checked_shl(63 - blocks.leading_zeros()).unwrap_or(0));
+                    let (chunk, window) = (*chunk, *window);
+                    PeerMessage::Session(SessionMessage::Copy { chunk, window, blocks, leaves, data })
+                }
                 SessionMessage::Table { .. } if self.is(Canary::PromoteBeforeComplete) => {
                     // The learner claims to have what the primary has.
                     match self.nodes.get_mut(&to).map(|n| n.disk.run(DiskOp::Table)) {
@@ -1173,6 +1206,14 @@ impl World {
         let disks: BTreeSet<DiskId> = config.members.iter().map(|m| m.disk).collect();
         if config.members.is_empty() || disks.len() != config.members.len() {
             let text = format!("the coordinator recorded {}", show(config));
+            return self.fail(text);
+        }
+        // Only after a restart of all members is one enough (R2, R5).
+        let fewer = config.members.len() < self.coordinator.min_replicas && config.members.len() < self.members_before;
+        let recovered = self.coordinator.recoveries != self.recoveries_before;
+        (self.members_before, self.recoveries_before) = (config.members.len(), self.coordinator.recoveries);
+        if fewer && !recovered {
+            let text = format!("{} is below min_replicas (R5)", show(&self.coordinator.config));
             self.fail(text);
         }
     }
@@ -1352,6 +1393,9 @@ impl World {
         if self.is(Canary::FenceIgnored) && request.incarnation > 0 {
             request.incarnation = 1;
         }
+        if self.is(Canary::ConnectionIgnored) && request.incarnation > 0 {
+            request.connection = 1;
+        }
         self.feed(to, Input::Client(request));
     }
 
@@ -1426,6 +1470,7 @@ impl World {
         let boot = BootId(self.rng.next() | 1);
         let keep_boot = self.is(Canary::BootIdKept);
         let forget = self.is(Canary::ConfigNotPersisted);
+        let unverified = self.is(Canary::LeavesNotVerified);
         let now = self.now;
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if node.replica.is_some() {
@@ -1437,6 +1482,7 @@ impl World {
             self.coverage.add("torn blocks", torn);
         }
         node.disk.forget_records = forget;
+        node.disk.unverified = unverified;
         node.life += 1;
         node.started = node.local(now);
         node.grant = None;
@@ -1688,6 +1734,7 @@ impl World {
                 // A disk that fails stays out; as many as the placement needs must remain.
                 let failed = self.nodes.values().filter(|n| n.disk.failed).count();
                 let config = &self.coordinator.config;
+                let ignored = self.is(Canary::FailedFsyncIgnored);
                 let safe = config.members.len() >= self.coordinator.replicas
                     && self.nodes.len() - failed > self.coordinator.replicas
                     && config.learners.is_empty();
@@ -1695,7 +1742,9 @@ impl World {
                     && self.coordinator.replicas == 3
                     && let Some(n) = self.nodes.get_mut(&target)
                 {
-                    n.disk.failed = true;
+                    // The canary goes on as if the fsync could be tried again: the kernel has dropped what it did not write.
+                    n.disk.loses_flushes = ignored;
+                    n.disk.failed = !ignored;
                     self.log(|| format!("the disk of {target} fails"));
                     self.coverage.add("failed fsyncs", 1);
                 }

@@ -581,7 +581,8 @@ impl Replica {
             }
             PeerMessage::ConfigRefused { generation } => {
                 if generation == self.generation() && self.is_primary() {
-                    self.teach_again(from);
+                    self.faulty.insert(from);
+                    self.propose_removals(now, env);
                 }
             }
             PeerMessage::Activate { generation, base_sequence } => self.on_activate(generation, base_sequence),

@@ -197,11 +197,21 @@ impl Replica {
         self.propose_removals(now, env);
     }
 
+    /// The member's disk learns under another boot id: that member is no more (R1).
+    fn has_restarted(&self, member: Member) -> bool {
+        self.learners.iter().any(|l| l.replica.disk == member.disk && l.replica != member)
+    }
+
     /// A recorded member that has not accepted and lacks something: it gets it by a session, as a learner does, and
     /// accepts afterwards. Removing it may not be possible (R5).
     pub(super) fn teach_again(&mut self, disk: DiskId) {
         let member = self.state.config.members.iter().copied().find(|m| m.disk == disk);
         let Some(replica) = member.filter(|_| self.activation.waiting.contains(&disk)) else { return };
+        if self.has_restarted(replica) {
+            self.activation.held_back.remove(&disk);
+            self.faulty.insert(disk);
+            return;
+        }
         self.activation.held_back.insert(disk);
         self.activation.newcomers.entry(disk).or_insert(self.last_sequence);
         if self.sessions.get(&disk).is_none_or(|s| !s.is_to(replica)) {

@@ -225,7 +225,11 @@ impl Replica {
             // A promoted learner's forwards may still be on the way; its session ends when they are applied.
             let promoted = self.sessions.get(&learner).is_some_and(|s| self.state.config.is_member(s.learner));
             let unfinished = self.sessions.get(&learner).is_some_and(Session::has_unacked_forwards);
-            if promoted && (unfinished || self.activation.held_back.contains(&learner)) {
+            let restarted = wanted.contains_key(&learner);
+            if restarted && self.activation.held_back.remove(&learner) {
+                self.faulty.insert(learner);
+            }
+            if promoted && !restarted && (unfinished || self.activation.held_back.contains(&learner)) {
                 continue;
             }
             self.sessions.remove(&learner);

@@ -82,7 +82,7 @@ pub enum Action {
     },
     /// A higher incarnation has the volume: nothing more is sent.
     Fenced,
-    /// A FLUSH has failed because an earlier gateway's acked writes may be lost (R13): whoever knows of it may forget.
+    /// A FLUSH has failed because an acked write could not be sent again (R13).
     LossTold,
 }
 
@@ -172,9 +172,8 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router for a volume that has been granted at `incarnation` (0: for reading alone). `lost`: an earlier gateway's
-    /// acked writes may be lost, which the first FLUSH is to say (R13).
-    pub fn new(volume: VolumeId, incarnation: u64, lost: bool) -> Self {
+    /// A router for a volume that has been granted at `incarnation` (0: for reading alone).
+    pub fn new(volume: VolumeId, incarnation: u64) -> Self {
         Router {
             volume,
             incarnation,
@@ -191,7 +190,7 @@ impl Router {
             held: VecDeque::new(),
             flushed_all: false,
             background: false,
-            tell_loss: lost,
+            tell_loss: false,
             actions: Vec::new(),
         }
     }

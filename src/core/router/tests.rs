@@ -73,7 +73,7 @@ fn write(chunk: u32, byte: u8) -> ClientOp {
 impl Bed {
     /// Both links are up and both PGs are let in at epoch 1.
     fn open() -> Bed {
-        let mut bed = Bed { router: Router::new(V, 1, false), sent: VecDeque::new(), answers: Vec::new(), told: false };
+        let mut bed = Bed { router: Router::new(V, 1), sent: VecDeque::new(), answers: Vec::new(), told: false };
         bed.router.handle_map(&map([1, 2]));
         bed.router.handle_link_up(NodeId(1));
         bed.router.handle_link_up(NodeId(2));
@@ -246,18 +246,20 @@ fn what_is_kept_is_bounded() {
 
 #[test]
 fn a_loss_is_told_once() {
-    let mut bed = Bed { router: Router::new(V, 1, true), sent: VecDeque::new(), answers: Vec::new(), told: false };
-    bed.router.handle_map(&map([1, 1]));
-    bed.router.handle_link_up(NodeId(1));
-    bed.router.flush(1);
-    bed.router.flush(2);
-    bed.let_in(pg(0), 1);
-    bed.let_in(pg(1), 1);
-    for _ in 0..2 {
-        bed.reply(pg(0), done(1));
-        bed.reply(pg(1), done(1));
-    }
-    assert_eq!(bed.answers, [(1, ClientReply::IoError), (2, done(0))]);
+    let mut bed = Bed::open();
+    bed.router.submit(2, pg(0), write(0, 1));
+    bed.reply(pg(0), done(1));
+    bed.restart(1);
+    bed.router.flush(3);
+    bed.let_in(pg(0), 2);
+    // The block around it has no good copy: the write can't come back.
+    bed.reply(pg(0), ClientReply::IoError);
+    bed.reply(pg(0), done(2));
+    bed.router.submit(4, pg(0), write(0, 2));
+    bed.reply(pg(0), done(2));
+    bed.router.flush(5);
+    bed.reply(pg(0), done(2));
+    assert_eq!(bed.answers, [(2, done(1)), (3, ClientReply::IoError), (4, done(2)), (5, done(0))]);
     assert!(bed.told);
 }
 
