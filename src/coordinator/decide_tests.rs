@@ -56,6 +56,7 @@ fn map() -> ClusterMap {
         learners: vec![],
         last_proposal: 0,
         forced: false,
+        members_min: 0,
     };
     map.pgs.insert(PG, config);
     map

@@ -196,6 +196,9 @@ pub struct PgConfig {
     /// An operator made its one member lead (R5).
     #[prost(bool, tag = "8")]
     pub forced: bool,
+    /// Members without which nothing is served (R2, R5).
+    #[prost(uint32, tag = "9")]
+    pub members_min: u32,
 }
 
 /// See [`core::Settings`].
@@ -416,6 +419,7 @@ impl From<&core::PgConfig> for PgConfig {
                 .collect(),
             last_proposal: c.last_proposal,
             forced: c.forced,
+            members_min: c.members_min,
         }
     }
 }
@@ -449,6 +453,7 @@ impl TryFrom<PgConfig> for core::PgConfig {
             learners,
             last_proposal: c.last_proposal,
             forced: c.forced,
+            members_min: c.members_min,
         })
     }
 }

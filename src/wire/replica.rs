@@ -678,6 +678,7 @@ mod tests {
             learners: vec![],
             last_proposal: 0,
             forced: true,
+            members_min: 0,
         };
         let s = PeerMessage::Session;
         let data: Bytes = vec![9; 4096].into();

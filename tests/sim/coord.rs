@@ -58,6 +58,7 @@ impl Coordinator {
                 learners: Vec::new(),
                 last_proposal: 0,
                 forced: false,
+                members_min: 0,
             },
             replicas,
             min_replicas,
@@ -149,6 +150,9 @@ impl Coordinator {
                     }
                 }
                 self.promotions += 1;
+                if self.config.has_enough() {
+                    self.config.members_min = 0;
+                }
                 self.next();
                 true
             }
@@ -207,6 +211,7 @@ impl Coordinator {
             .map(|(m, _)| Learner { replica: *m, replaces: None, class: ResyncClass::RepairCritical })
             .collect();
         self.config.members = vec![truth];
+        self.config.members_min = self.min_replicas as u32;
         self.config.durability_epoch += 1;
         self.recoveries += 1;
         self.next();

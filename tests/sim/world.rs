@@ -432,6 +432,7 @@ impl World {
                     learners: Vec::new(),
                     last_proposal: 0,
                     forced: false,
+                    members_min: 0,
                 },
             };
             nodes.insert(id, node);

@@ -290,6 +290,9 @@ pub struct PgConfig {
     /// An operator made this configuration below min_replicas (R5): its one member leads with what it has, complete or
     /// not. Ends when the members are enough again.
     pub forced: bool,
+    /// Members without which nothing is served: after all restarted one is the truth, and acks nothing alone (R2, R5).
+    /// 0: any recorded configuration has enough.
+    pub members_min: u32,
 }
 
 impl PgConfig {
@@ -301,6 +304,11 @@ impl PgConfig {
     /// True if the disk is a member at this boot.
     pub fn is_member(&self, replica: Replica) -> bool {
         self.members.contains(&replica)
+    }
+
+    /// True if it may serve: what it acks is on min_replicas disks, or an operator wants it so.
+    pub fn has_enough(&self) -> bool {
+        self.members.len() >= self.members_min as usize
     }
 
     /// True if the operator made this replica the only member, whatever it lacks (R5).

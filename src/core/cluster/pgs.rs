@@ -112,6 +112,9 @@ impl Tx<'_> {
         };
         config.last_proposal = p.id;
         config.forced &= config.members.len() < min_replicas;
+        if config.has_enough() {
+            config.members_min = 0;
+        }
         self.tell("pg-changed", text);
         self.write(Record::Pg(config));
         Ok(Outcome::Done)
@@ -204,7 +207,8 @@ impl Tx<'_> {
         learners: Vec<Learner>,
         context: &Context<'_>,
     ) -> Result<Outcome, Refusal> {
-        let (mut config, _) = self.config_at(pg, base)?;
+        let (mut config, pool) = self.config_at(pg, base)?;
+        let min_replicas = pool.min_replicas;
         if let Some(replica) = config.members.iter().find(|m| context.liveness.is_live(**m)) {
             return Err(Refusal::MemberAlive { pg, replica: *replica });
         }
@@ -224,6 +228,8 @@ impl Tx<'_> {
                 return Err(Refusal::AlreadyThere { pg, replica: learner.replica });
             }
         }
+        // With an operator's word it served alone before, and may again.
+        config.members_min = if config.forced { 0 } else { min_replicas };
         config.members = vec![truth];
         config.learners = learners;
         settle(&mut config);
@@ -272,7 +278,7 @@ impl Tx<'_> {
         }
         config.members = vec![chosen];
         config.learners = learners;
-        config.forced = true;
+        (config.forced, config.members_min) = (true, 0);
         settle(&mut config);
         config.generation = config.generation.next();
         config.durability_epoch += u64::from(!(member && lossless));

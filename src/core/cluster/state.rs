@@ -414,6 +414,7 @@ impl<'a> Tx<'a> {
                 learners: Vec::new(),
                 last_proposal: 0,
                 forced: false,
+                members_min: 0,
             }));
         }
         self.tell(

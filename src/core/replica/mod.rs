@@ -353,6 +353,7 @@ impl Replica {
                 learners: Vec::new(),
                 last_proposal: 0,
                 forced: false,
+                members_min: 0,
             },
             complete: false,
             fences: Vec::new(),

@@ -419,6 +419,7 @@ impl Replica {
         }
         if matches!(self.role, Role::Primary(Phase::Reconciling))
             && self.activation.reconciling.is_empty()
+            && self.state.config.has_enough()
             && self.activation.grants_end.is_some_and(|at| at <= now)
         {
             self.role = Role::Primary(Phase::Serving);

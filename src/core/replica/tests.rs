@@ -29,6 +29,7 @@ fn config(n: u64, members: &[u32]) -> PgConfig {
         learners: Vec::new(),
         last_proposal: 0,
         forced: false,
+        members_min: 0,
     }
 }
 

@@ -35,6 +35,7 @@ fn map(leaders: [u32; 2]) -> ClusterMap {
             learners: Vec::new(),
             last_proposal: 0,
             forced: false,
+            members_min: 0,
         };
         map.pgs.insert(config.pg, config);
     }
