@@ -30,6 +30,8 @@ pub(super) struct HeaderUpdate {
 const IDLE_ROUNDS: u64 = 2;
 /// Chunks that a writer cleans when the hot set is full: enough to pay for the fdatasync, few enough to be quick.
 const CLEAN_BATCH: usize = 64;
+/// Waits of 10 ms for a place in the hot set: longer than a batch takes to be cleaned on a slow disk.
+const HOT_WAITS_MAX: u32 = 50;
 /// Pages between two changed ones that are rewritten as they are, to make one write of two.
 const JOIN_PAGES: u64 = 8;
 
@@ -199,12 +201,16 @@ impl Disk {
         }
     }
 
-    /// Takes a place in the hot set; if it is full, cleans the least recently written chunks first.
+    /// Takes a place in the hot set; if it is full, cleans the least recently written chunks first. Where none can be
+    /// cleaned for a while, as their leaves can't be read, the set grows: more is rehashed after an unclean stop, but no
+    /// write waits for ever.
     pub(super) fn reserve_hot(&self) -> Result<(), DiskFault> {
+        let mut waits = 0;
         loop {
             let mut oldest = {
                 let mut hot = self.hot.lock();
-                if hot.chunks.len() + hot.reserved < self.options.hot_chunks_max.max(1) {
+                let free = hot.chunks.len() + hot.reserved < self.options.hot_chunks_max.max(1);
+                if free || waits >= HOT_WAITS_MAX {
                     hot.reserved += 1;
                     return Ok(());
                 }
@@ -218,6 +224,7 @@ impl Disk {
                 // All of them are being written or cleaned by others: wait for one.
                 let mut hot = self.hot.lock();
                 self.hot_changed.wait_for(&mut hot, Duration::from_millis(10));
+                waits += 1;
                 drop(hot);
                 self.check_failed()?;
             }
