@@ -195,7 +195,9 @@ impl Disk {
 
     /// Flips bits below the leaf of some block.
     pub fn rot(&mut self, rng: &mut Rng) -> bool {
-        let data = |c: &Chunk| c.blocks.iter().filter(|(_, b)| b.leaf != HOLE).map(|(i, _)| *i).collect::<Vec<_>>();
+        // Only what is on the platters: rot of what a crash may tear would be two faults at once.
+        let stable = |c: &Chunk, i: &u32, b: &Block| b.leaf != HOLE && !c.unsynced.contains_key(i);
+        let data = |c: &Chunk| c.blocks.iter().filter(|(i, b)| stable(c, i, b)).map(|(i, _)| *i).collect::<Vec<_>>();
         let all: Vec<(ChunkId, u32)> =
             self.chunks.iter().flat_map(|(id, c)| data(c).into_iter().map(|i| (*id, i))).collect();
         let Some((id, index)) = rng.pick(&all).copied() else { return false };

@@ -19,7 +19,7 @@ use world::{Canary, Coverage, Options, World};
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 300;
 /// A canary must be caught within so many seeds.
-const CANARY_SEEDS: u64 = 600;
+const CANARY_SEEDS: u64 = 1500;
 
 fn run(options: &Options, coverage: &mut Coverage) -> Result<(), String> {
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| {

@@ -55,9 +55,10 @@ pub enum Canary {
 
 impl Canary {
     /// The harm needs a coincidence that an ordinary run seldom meets: a failover within a lease, under a reader that
-    /// stays behind; a range that the old primary and one member alone have.
+    /// stays behind; a range that the old primary and one member alone have; a learner that leads before any other member
+    /// told it of a fence, as all do when it collects.
     pub fn is_rare(self) -> bool {
-        matches!(self, Canary::GrantNotWaitedFor | Canary::ReconcileSkipped)
+        matches!(self, Canary::GrantNotWaitedFor | Canary::ReconcileSkipped | Canary::FenceNotForwarded)
     }
 
     pub const ALL: [(Canary, &'static str); 17] = [
