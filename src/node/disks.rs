@@ -19,7 +19,7 @@ use crate::core::hashtree::HOLE;
 use crate::core::ids::{BootId, ChunkId, DiskId, Generation, PgId};
 use crate::core::replica::{ChunkLeaves, DiskOp, DiskResult, Operation, PgState, TableEntry, Token};
 use crate::core::units::BLOCK_BYTES;
-use crate::disk::{Disk, PgRecord, ReadChunk, WriteChunk, WriteOp};
+use crate::disk::{Disk, PgRecord, PutPg, ReadChunk, WriteChunk, WriteOp};
 use crate::wire::replica::StoredPg;
 
 use super::queue::Queue;
@@ -228,7 +228,7 @@ impl DiskHandle {
     }
 }
 
-fn put_state(disk: &Disk, pg: PgId, state: &PgState) -> Result<(), crate::disk::PutPg> {
+fn put_state(disk: &Disk, pg: PgId, state: &PgState) -> Result<(), PutPg> {
     disk.pg_put(PgRecord {
         pg,
         generation: state.config.generation,
@@ -286,8 +286,14 @@ impl Worker {
             self.flushes.push(FlushJob { pg, token, mark: None });
             return None;
         }
-        if let DiskResult::Failed(reason) = &result {
-            tracing::error!(disk = %self.id, reason, "the disk failed and is taken out (it stays out until an operator clears it)");
+        match &result {
+            DiskResult::Failed(reason) => {
+                tracing::error!(disk = %self.id, reason, "the disk failed and is taken out (it stays out until an operator clears it)");
+            }
+            DiskResult::Refused(reason) => {
+                tracing::error!(disk = %self.id, %pg, reason, "the disk can't keep this PG: another disk must, until this node restarts");
+            }
+            _ => {}
         }
         Some(JobDone { disk: self.id, pg, token, result })
     }
@@ -297,7 +303,8 @@ fn written(result: Result<(), WriteChunk>) -> DiskResult {
     match result {
         Ok(()) => DiskResult::Done,
         Err(error) if error.is_no_space() => DiskResult::NoSpace,
-        Err(error) => DiskResult::Failed(error.to_string()),
+        Err(WriteChunk::Disk(fault)) => DiskResult::Failed(fault.to_string()),
+        Err(error) => DiskResult::Refused(error.to_string()),
     }
 }
 
@@ -337,7 +344,8 @@ fn carry_out(disk: &Disk, pg: PgId, op: DiskOp, unsure: &Mutex<HashSet<ChunkId>>
         DiskOp::Flush { .. } => DiskResult::Done,
         DiskOp::Persist(state) => match put_state(disk, pg, &state) {
             Ok(()) => DiskResult::Done,
-            Err(error) => DiskResult::Failed(error.to_string()),
+            Err(PutPg::Disk(fault)) => DiskResult::Failed(fault.to_string()),
+            Err(error) => DiskResult::Refused(error.to_string()),
         },
         DiskOp::Table => {
             let unsure = unsure.lock();
@@ -355,7 +363,7 @@ fn carry_out(disk: &Disk, pg: PgId, op: DiskOp, unsure: &Mutex<HashSet<ChunkId>>
                 DiskResult::Leaves(Some(ChunkLeaves { leaves, generation: meta.generation, sequence: meta.sequence }))
             }
             (Ok(_), _) => DiskResult::Leaves(None),
-            (Err(error), _) => DiskResult::Failed(error.to_string()),
+            (Err(error), _) => DiskResult::Refused(error.to_string()),
         },
         DiskOp::SetVersion { chunk, generation, sequence } => {
             let Some(meta) = disk.chunk_meta(chunk) else {

@@ -330,8 +330,8 @@ fn encode_session(m: Meta, message: &SessionMessage) -> (u16, Meta, Bytes) {
         SessionMessage::ChunkDone { chunk, generation, sequence } => {
             (kind::CHUNK_DONE, Meta { sequence: *sequence, ..m }.generation(*generation).on(*chunk), none)
         }
-        SessionMessage::Forward { generation, sequence, durable, op } => {
-            let meta = Meta { sequence: *sequence, flag: *durable, ..m }.generation(*generation);
+        SessionMessage::Forward { generation, sequence, committed, durable, op } => {
+            let meta = Meta { sequence: *sequence, committed: *committed, flag: *durable, ..m }.generation(*generation);
             let (meta, payload) = put_operation(meta, op);
             (kind::FORWARD, meta, payload)
         }
@@ -491,6 +491,7 @@ pub fn decode(frame: &Frame) -> Result<(Address, PeerMessage), DecodePeer> {
         kind::FORWARD => PeerMessage::Session(SessionMessage::Forward {
             generation,
             sequence: meta.sequence,
+            committed: meta.committed,
             durable: meta.flag,
             op: take_operation(kind, &meta, &frame.payload)?,
         }),
@@ -574,6 +575,9 @@ pub struct StoredPg {
     /// Records of the volumes that use the PG, so that the map can be rebuilt.
     #[prost(message, repeated, tag = "5")]
     pub volumes: Vec<map::Volume>,
+    /// See [`crate::core::replica::PgState::unsure_all`].
+    #[prost(bool, tag = "6")]
+    pub unsure_all: bool,
 }
 
 impl StoredPg {
@@ -585,6 +589,7 @@ impl StoredPg {
             last_sequence: state.last_sequence,
             uncommitted: state.uncommitted.iter().map(Range::of).collect(),
             volumes: Vec::new(),
+            unsure_all: state.unsure_all,
         }
     }
 
@@ -596,6 +601,7 @@ impl StoredPg {
             fences: self.fences.iter().map(|f| (VolumeId(f.volume), f.incarnation)).collect(),
             last_sequence: self.last_sequence,
             uncommitted: self.uncommitted.iter().filter_map(Range::checked).collect(),
+            unsure_all: self.unsure_all,
         })
     }
 }
@@ -732,7 +738,7 @@ mod tests {
             s(SessionMessage::Copy { chunk: CHUNK, window: 1, blocks: 0b11, leaves: vec![leaf, hashtree::HOLE], data }),
             s(SessionMessage::Copied { chunk: CHUNK, window: 1, bytes: 4096 }),
             s(SessionMessage::ChunkDone { chunk: CHUNK, generation: G, sequence: 4 }),
-            s(SessionMessage::Forward { generation: G, sequence: 4, durable: false, op: write() }),
+            s(SessionMessage::Forward { generation: G, sequence: 4, committed: 3, durable: false, op: write() }),
             s(SessionMessage::Forwarded { sequence: 4 }),
             s(SessionMessage::Finish { sequence: 9, uncommitted: vec![(CHUNK, 1, 2)] }),
             s(SessionMessage::Finished),

@@ -142,9 +142,18 @@ impl Replica {
 
     /// Starts operations whose locks came free while others were cancelled.
     pub(super) fn start_granted(&mut self, env: &mut dyn Env) {
-        while let Some(ticket) = self.granted_later.pop() {
+        loop {
+            let next = match self.granted_later.pop() {
+                None if !self.is_crowded() => self.crowded.pop_front(),
+                granted => granted,
+            };
+            let Some(ticket) = next else { return };
             self.run_op(ticket, env);
         }
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.inflight.len() >= IN_FLIGHT_MAX
     }
 
     /// Registers an operation and runs it as soon as it has its lock.
@@ -171,6 +180,7 @@ impl Replica {
 
     /// The operation has its lock: do its first step.
     pub(super) fn run_op(&mut self, ticket: Ticket, env: &mut dyn Env) {
+        let crowded = self.is_crowded();
         let Some(op) = self.ops.get_mut(&ticket) else { return };
         let (chunk, range) = (op.chunk, op.range.clone());
         if let Some(repair) = &mut op.repair {
@@ -197,6 +207,7 @@ impl Replica {
                 }
             }
             Step::Zero { .. } => self.reserved_with(ticket, env),
+            Step::Drop if crowded => self.crowded.push_back(ticket),
             Step::Drop => {
                 op.step = Step::Ordered;
                 self.order(Some(ticket), None, Operation::Drop { chunk }, false, env);
@@ -222,6 +233,9 @@ impl Replica {
 
     /// The chunk's space is reserved on all members: order the write.
     fn reserved_with(&mut self, ticket: Ticket, env: &mut dyn Env) {
+        if self.is_crowded() {
+            return self.crowded.push_back(ticket);
+        }
         let Some(op) = self.ops.get_mut(&ticket) else { return };
         let (chunk, range) = (op.chunk, op.range.clone());
         match std::mem::replace(&mut op.step, Step::Ordered) {
@@ -255,7 +269,9 @@ impl Replica {
                 // A repair wrote the good blocks: read again.
                 self.read_op(ticket);
             }
-            DiskResult::NoSpace | DiskResult::Table(_) | DiskResult::Failed(_) => self.fail_op(ticket, env),
+            DiskResult::NoSpace | DiskResult::Table(_) | DiskResult::Failed(_) | DiskResult::Refused(_) => {
+                self.fail_op(ticket, env)
+            }
         }
     }
 

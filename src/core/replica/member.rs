@@ -71,7 +71,7 @@ impl Replica {
         self.role = Role::Secondary;
         self.target = None;
         self.caught_up_with = None;
-        self.unsure_chunks.clear();
+        self.clear_unsure();
         self.copying.clear();
         self.send_accepted(accepting.from);
     }
@@ -115,7 +115,7 @@ impl Replica {
             return;
         }
         self.committed = self.committed.max(committed);
-        self.uncommitted = self.uncommitted.split_off(&(committed + 1, 0));
+        self.forget_up_to(committed);
         if sequence <= self.last_sequence {
             if !self.applying.contains(&sequence) {
                 self.send(from, PeerMessage::Applied { generation, sequence });
@@ -139,6 +139,11 @@ impl Replica {
             op => self
                 .disk(DiskOp::Apply { generation, sequence, op, durable }, Waiting::Apply { from, sequence, durable }),
         }
+    }
+
+    /// Every member has what was ordered up to here.
+    pub(super) fn forget_up_to(&mut self, committed: u64) {
+        self.uncommitted = self.uncommitted.split_off(&(committed + 1, 0));
     }
 
     pub(super) fn applied(&mut self, from: DiskId, sequence: u64, _durable: bool, result: DiskResult) {

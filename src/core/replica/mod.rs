@@ -21,6 +21,8 @@ mod detect;
 pub mod locks;
 mod member;
 mod primary;
+#[cfg(test)]
+mod record_tests;
 mod source;
 mod target;
 #[cfg(test)]
@@ -58,6 +60,11 @@ pub trait Env {
 const SPACE_RETRY: Duration = Duration::from_millis(300);
 /// A refused proposal is made again after this long.
 const PROPOSAL_RETRY: Duration = Duration::from_millis(200);
+/// Operations of gateways that a primary has ordered and not committed; more wait for these. Every member's record, of
+/// bounded size on disk, names their ranges.
+const IN_FLIGHT_MAX: usize = 512;
+/// Half-copied chunks that a learner's record names one by one.
+const UNSURE_MAX: usize = 256;
 /// Client requests that may wait while a primary activates. A gateway has at most a few hundred under way.
 const WAITING_REQUESTS_MAX: usize = 16_384;
 
@@ -171,7 +178,7 @@ enum Role {
     Outside,
     Secondary,
     Primary(Phase),
-    /// The disk failed (R15): silent for good.
+    /// The disk failed (R15), or can't keep this PG (R11): silent for good.
     Failed,
 }
 
@@ -273,6 +280,21 @@ enum AcceptFlush {
     Done,
 }
 
+/// Ranges of blocks, sorted, those joined that touch or overlap.
+fn joined(mut ranges: Vec<(ChunkId, u32, u32)>) -> Vec<(ChunkId, u32, u32)> {
+    ranges.sort_unstable();
+    let mut joined: Vec<(ChunkId, u32, u32)> = Vec::with_capacity(ranges.len());
+    for (chunk, first, count) in ranges {
+        match joined.last_mut() {
+            Some((last, start, length)) if *last == chunk && first <= *start + *length => {
+                *length = (*length).max(first + count - *start);
+            }
+            _ => joined.push((chunk, first, count)),
+        }
+    }
+    joined
+}
+
 /// One disk's replica of one PG.
 pub struct Replica {
     me: Member,
@@ -305,6 +327,8 @@ pub struct Replica {
     /// meanwhile goes to them afterwards, so that it makes no gap.
     relinking: BTreeSet<DiskId>,
     inflight: BTreeMap<u64, InFlight>,
+    /// Tickets with all that they need, for which there is no room in `inflight`.
+    crowded: VecDeque<Ticket>,
     waiting_requests: VecDeque<ClientRequest>,
     /// By volume: what was let in last.
     open: BTreeMap<VolumeId, Connection>,
@@ -323,6 +347,8 @@ pub struct Replica {
     granted_later: Vec<Ticket>,
     proposal: Option<(u64, Change)>,
     propose_after: Instant,
+    /// A primary that can't keep this PG asks that another lead it.
+    leaving: bool,
     lease_waiters: Vec<(RequestId, ClientReply)>,
     dropping: BTreeMap<VolumeId, BTreeSet<Ticket>>,
     sessions: BTreeMap<DiskId, source::Session>,
@@ -333,6 +359,8 @@ pub struct Replica {
     caught_up_with: Option<DiskId>,
     /// Chunks whose version here can't be compared with the primary's.
     unsure_chunks: BTreeSet<ChunkId>,
+    /// They are too many to name.
+    unsure_all: bool,
     /// Chunks that the session copies now, with the newest version forwarded to them.
     copying: BTreeMap<ChunkId, (Generation, u64)>,
     actions: Vec<Action>,
@@ -359,6 +387,7 @@ impl Replica {
             fences: Vec::new(),
             last_sequence: 0,
             uncommitted: Vec::new(),
+            unsure_all: false,
         });
         // Which of the last sequences the restored ranges had isn't known: they stay until the very last is committed.
         let uncommitted = state.uncommitted.iter().zip(0..).map(|(r, i)| ((state.last_sequence, i), *r)).collect();
@@ -383,6 +412,7 @@ impl Replica {
             activation: Activation::default(),
             relinking: BTreeSet::new(),
             inflight: BTreeMap::new(),
+            crowded: VecDeque::new(),
             waiting_requests: VecDeque::new(),
             open: BTreeMap::new(),
             pending_opens: Vec::new(),
@@ -397,6 +427,7 @@ impl Replica {
             granted_later: Vec::new(),
             proposal: None,
             propose_after: Instant(0),
+            leaving: false,
             lease_waiters: Vec::new(),
             dropping: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -404,6 +435,7 @@ impl Replica {
             target: None,
             caught_up_with: None,
             unsure_chunks: BTreeSet::new(),
+            unsure_all: state.unsure_all,
             copying: BTreeMap::new(),
             state,
             actions: Vec::new(),
@@ -419,6 +451,8 @@ impl Replica {
             match input {
                 Input::Client(request) => self.reply(request.id, ClientReply::NotPrimary),
                 Input::Peer { from, message } => self.refuse(from, message),
+                Input::Config(config) if config.generation > self.generation() => self.leaving = false,
+                Input::Tick if self.leaving && now >= self.propose_after => self.propose_leaving(env),
                 _ => {}
             }
             return std::mem::take(&mut self.actions);
@@ -488,9 +522,7 @@ impl Replica {
             self.inflight.values().filter_map(|e| e.op.extent()).map(|(c, r)| (c, r.start, r.end - r.start));
         // A learner that stops in the middle of a chunk must know so afterwards.
         let half = self.unsure_chunks.iter().map(|c| (*c, 0, BLOCKS_PER_CHUNK as u32));
-        let mut uncommitted: Vec<_> = self.uncommitted.values().copied().chain(in_flight).chain(half).collect();
-        uncommitted.sort_unstable();
-        uncommitted.dedup();
+        let ranges = self.uncommitted.values().copied().chain(in_flight).chain(half).collect();
         PgState {
             config: self.state.config.clone(),
             // A learner that has everything may have been promoted while it stops cleanly; what was acked since, it
@@ -498,7 +530,8 @@ impl Replica {
             complete: self.is_complete(),
             fences: self.fences.iter().map(|(v, i)| (*v, *i)).collect(),
             last_sequence: self.last_sequence,
-            uncommitted,
+            uncommitted: joined(ranges),
+            unsure_all: self.unsure_all,
         }
     }
 
@@ -538,6 +571,7 @@ impl Replica {
             || !self.unreachable.is_empty()
             || !self.faulty.is_empty()
             || !self.stuck.is_empty()
+            || self.leaving
     }
 
     fn tick(&mut self, now: Instant, env: &mut dyn Env) {
@@ -648,8 +682,17 @@ impl Replica {
 
     fn handle_disk(&mut self, token: Token, result: DiskResult, now: Instant, env: &mut dyn Env) {
         let Some(waiting) = self.disk_waits.remove(&token) else { return };
-        if let DiskResult::Failed(_) = result {
-            return self.fail();
+        match result {
+            DiskResult::Failed(_) => return self.fail(),
+            DiskResult::Refused(_) => {
+                self.leaving = self.is_primary();
+                self.fail();
+                if self.leaving {
+                    self.propose_leaving(env);
+                }
+                return;
+            }
+            _ => {}
         }
         match waiting {
             Waiting::Record(all) => {
@@ -754,6 +797,12 @@ impl Replica {
         self.abandon_clients();
         self.close_sessions();
         self.role = Role::Failed;
+    }
+
+    /// Members remain that can lead; the coordinator chooses (R5).
+    fn propose_leaving(&mut self, env: &mut dyn Env) {
+        self.propose_after = self.now + PROPOSAL_RETRY;
+        self.propose(Change::Remove(vec![self.me]), env);
     }
 
     /// What a member with a failed disk says to all that waits for it: it leaves (R11, R15).

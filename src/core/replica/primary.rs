@@ -100,6 +100,7 @@ impl Replica {
             self.reply(request, ClientReply::NotPrimary);
         }
         self.locks = Locks::default();
+        self.crowded.clear();
         self.preparing.clear();
         self.prepared.clear();
         self.open.clear();
@@ -133,7 +134,7 @@ impl Replica {
         let old_members: BTreeSet<Member> = self.state.config.members.iter().copied().collect();
         self.state.config = PgConfig { learners: Vec::new(), ..config.clone() };
         self.state.complete = !incomplete;
-        self.unsure_chunks.clear();
+        self.clear_unsure();
         self.caught_up_with = None;
         self.role = Role::Primary(Phase::Collecting);
         self.accepting = None;
@@ -569,7 +570,7 @@ impl Replica {
 
     /// Up to where members may forget which ranges are uncommitted. Nothing while a new primary reconciles: should it
     /// fail half-way, the next one needs all those ranges again.
-    fn committed_for_members(&self) -> u64 {
+    pub(super) fn committed_for_members(&self) -> u64 {
         if self.is_serving() || self.activation.continuing { self.committed } else { 0 }
     }
 

@@ -333,6 +333,7 @@ impl Replica {
         awaiting: &mut BTreeSet<DiskId>,
     ) {
         let chunk = op.extent().map(|(c, _)| c);
+        let committed = self.committed_for_members();
         let mut sends = Vec::new();
         for (disk, session) in &mut self.sessions {
             if session.forwards(chunk) {
@@ -344,7 +345,10 @@ impl Replica {
             }
         }
         for disk in sends {
-            self.tell_learner(disk, SessionMessage::Forward { generation, sequence, durable, op: op.clone() });
+            self.tell_learner(
+                disk,
+                SessionMessage::Forward { generation, sequence, committed, durable, op: op.clone() },
+            );
         }
     }
 
@@ -412,7 +416,7 @@ impl Replica {
                 let generation = self.generation();
                 for (volume, incarnation) in self.fences.clone() {
                     let op = Operation::Fence { volume, incarnation };
-                    let fence = SessionMessage::Forward { generation, sequence: 0, durable: false, op };
+                    let fence = SessionMessage::Forward { generation, sequence: 0, committed: 0, durable: false, op };
                     self.tell_learner(learner, fence);
                 }
                 let (sequence, uncommitted) = (self.last_sequence, self.unreconciled());
@@ -476,7 +480,7 @@ impl Replica {
     /// The learner hears also of what was ordered on the chunk before: the copies contain it, but it may still be
     /// uncommitted, and after a failover the learner must be able to say so.
     fn forward_in_flight(&mut self, learner: DiskId, chunk: ChunkId) {
-        let generation = self.generation();
+        let (generation, committed) = (self.generation(), self.committed_for_members());
         let on_chunk = |e: &InFlight| e.op.extent().is_some_and(|(c, _)| c == chunk);
         let list: Vec<(u64, bool, Operation)> =
             self.inflight.iter().filter(|(_, e)| on_chunk(e)).map(|(s, e)| (*s, e.durable, e.op.clone())).collect();
@@ -484,7 +488,7 @@ impl Replica {
             if let Some(session) = self.sessions.get_mut(&learner) {
                 session.forwards.insert(sequence);
             }
-            self.tell_learner(learner, SessionMessage::Forward { generation, sequence, durable, op });
+            self.tell_learner(learner, SessionMessage::Forward { generation, sequence, committed, durable, op });
         }
     }
 

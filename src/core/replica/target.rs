@@ -11,8 +11,8 @@ use crate::core::units::{BLOCKS_PER_CHUNK, BLOCKS_PER_WINDOW};
 /// Entries in one message of the table.
 const TABLE_PART: usize = 4096;
 
-/// Forwarded operations remembered as perhaps uncommitted: far more than a primary has in flight.
-const FORWARDED_MAX: usize = 4096;
+/// Forwarded operations remembered as perhaps uncommitted: more than a primary has in flight, with what it reconciles.
+const FORWARDED_MAX: usize = 4 * IN_FLIGHT_MAX;
 
 /// The session as the learner sees it.
 #[derive(Debug)]
@@ -54,8 +54,9 @@ impl Replica {
             self.role = Role::Outside;
             self.caught_up_with = None;
             // What was received and may not be committed has a version that means nothing to the primary.
-            self.unsure_chunks.extend(self.uncommitted.values().map(|(c, _, _)| *c));
-            self.uncommitted.clear();
+            for (chunk, _, _) in std::mem::take(&mut self.uncommitted).into_values() {
+                self.note_unsure(chunk);
+            }
             // Sequences of another history: after all members restarted, the truth may count from a lower one, and
             // what it orders must not look as if it had been applied here.
             self.last_sequence = 0;
@@ -91,14 +92,14 @@ impl Replica {
     fn start_session_op(&mut self, message: SessionMessage) {
         match &message {
             SessionMessage::Compare { chunk, windows } if windows.is_empty() => {
-                self.unsure_chunks.insert(*chunk);
+                self.note_unsure(*chunk);
                 self.copying.insert(*chunk, (Generation::default(), 0));
                 return;
             }
-            SessionMessage::Forward { sequence, op, .. } => {
+            SessionMessage::Forward { sequence, committed, op, .. } => {
+                self.forget_up_to(*committed);
                 if let Some((chunk, range)) = op.extent() {
-                    // A failover may find it here and nowhere else. The session doesn't say what is committed, so
-                    // keep the last ones.
+                    // A failover may find it here and nowhere else.
                     self.uncommitted.insert((*sequence, 0), (chunk, range.start, range.end - range.start));
                     if self.uncommitted.len() > FORWARDED_MAX {
                         self.uncommitted.pop_first();
@@ -174,7 +175,7 @@ impl Replica {
                 let (generation, sequence) = forwarded.max((*generation, *sequence));
                 DiskOp::SetVersion { chunk: *chunk, generation, sequence }
             }
-            SessionMessage::Forward { generation, sequence, durable, op } => {
+            SessionMessage::Forward { generation, sequence, durable, op, .. } => {
                 // A chunk that is half copied must not carry the version of a write that it has.
                 let copying = op.extent().and_then(|(chunk, _)| self.copying.get_mut(&chunk));
                 let version = match copying {
@@ -262,6 +263,23 @@ impl Replica {
         self.try_accept();
     }
 
+    /// The chunk's version here can't be compared until the primary has said that it is done.
+    fn note_unsure(&mut self, chunk: ChunkId) {
+        if self.unsure_chunks.len() >= UNSURE_MAX && !self.unsure_chunks.contains(&chunk) {
+            self.unsure_all = true;
+            self.unsure_chunks.clear();
+        }
+        if !self.unsure_all {
+            self.unsure_chunks.insert(chunk);
+        }
+    }
+
+    /// This replica is whole.
+    pub(super) fn clear_unsure(&mut self) {
+        self.unsure_chunks.clear();
+        self.unsure_all = false;
+    }
+
     fn tell_primary(&mut self, message: SessionMessage) {
         if let Some(primary) = self.target.as_ref().map(|t| t.primary) {
             self.send(primary, PeerMessage::Session(message));
@@ -284,7 +302,7 @@ impl Replica {
             (Waiting::TargetOpen, _) => self.disk(DiskOp::Table, Waiting::TargetTable),
             (Waiting::TargetTable, DiskResult::Table(mut entries)) => {
                 for entry in &mut entries {
-                    entry.unsure |= self.unsure_chunks.contains(&entry.chunk);
+                    entry.unsure |= self.unsure_all || self.unsure_chunks.contains(&entry.chunk);
                 }
                 let mut parts: Vec<Vec<TableEntry>> = entries.chunks(TABLE_PART).map(<[_]>::to_vec).collect();
                 if parts.is_empty() {
@@ -318,10 +336,10 @@ impl Replica {
     pub(super) fn target_session_down(&mut self) {
         self.target = None;
         self.copying.clear();
-        for op in self.ops.values() {
-            if let Step::Session { .. } = op.step {
-                self.unsure_chunks.insert(op.chunk);
-            }
+        let half: Vec<ChunkId> =
+            self.ops.values().filter(|op| matches!(op.step, Step::Session { .. })).map(|op| op.chunk).collect();
+        for chunk in half {
+            self.note_unsure(chunk);
         }
         // Waiting operations never run; those on the disk end by themselves.
         let on_disk: BTreeSet<Ticket> =

@@ -8,19 +8,19 @@ use crate::core::units::BLOCK_BYTES;
 const PG: PgId = PgId { pool: PoolId(1), index: 7 };
 const V: VolumeId = VolumeId(1);
 
-fn member(disk: u32) -> Member {
+pub(super) fn member(disk: u32) -> Member {
     Member { disk: DiskId(disk), boot: BootId(1) }
 }
 
-fn generation(n: u64) -> Generation {
+pub(super) fn generation(n: u64) -> Generation {
     Generation { epoch: 1, n }
 }
 
-fn chunk(index: u32) -> ChunkId {
+pub(super) fn chunk(index: u32) -> ChunkId {
     ChunkId { volume: V, index }
 }
 
-fn config(n: u64, members: &[u32]) -> PgConfig {
+pub(super) fn config(n: u64, members: &[u32]) -> PgConfig {
     PgConfig {
         pg: PG,
         generation: generation(n),
@@ -33,7 +33,7 @@ fn config(n: u64, members: &[u32]) -> PgConfig {
     }
 }
 
-fn learner(disk: u32) -> Learner {
+pub(super) fn learner(disk: u32) -> Learner {
     Learner { replica: member(disk), replaces: None, class: ResyncClass::Repair }
 }
 
@@ -57,21 +57,21 @@ impl Env for Surroundings {
 }
 
 /// Disk d1's replica.
-struct Bed {
-    replica: Replica,
+pub(super) struct Bed {
+    pub(super) replica: Replica,
     now: Instant,
     env: Surroundings,
     /// What came out and nobody has looked at, without what the disk was asked.
-    out: Vec<Action>,
+    pub(super) out: Vec<Action>,
     /// What the disk was asked and has not answered.
-    disk: VecDeque<(Token, DiskOp)>,
-    table: Vec<TableEntry>,
+    pub(super) disk: VecDeque<(Token, DiskOp)>,
+    pub(super) table: Vec<TableEntry>,
     /// Reads find every block damaged.
     bad_reads: bool,
 }
 
 impl Bed {
-    fn new(known: Option<PgState>) -> Bed {
+    pub(super) fn new(known: Option<PgState>) -> Bed {
         Bed {
             replica: Replica::new(PG, member(1), known),
             now: Instant(1_000_000_000_000),
@@ -84,7 +84,7 @@ impl Bed {
     }
 
     /// A serving primary with these others, and an open gateway.
-    fn serving(others: &[u32]) -> Bed {
+    pub(super) fn serving(others: &[u32]) -> Bed {
         let mut bed = Bed::new(None);
         let members = [&[1], others].concat();
         bed.feed(Input::Config(config(1, &members)));
@@ -103,7 +103,7 @@ impl Bed {
         bed
     }
 
-    fn feed(&mut self, input: Input) {
+    pub(super) fn feed(&mut self, input: Input) {
         for action in self.replica.handle(input, self.now, &mut self.env) {
             match action {
                 Action::Disk { token, op } => self.disk.push_back((token, op)),
@@ -118,40 +118,40 @@ impl Bed {
     }
 
     /// Time passes, in ticks.
-    fn pass(&mut self, ms: u64) {
+    pub(super) fn pass(&mut self, ms: u64) {
         for _ in 0..ms / 50 {
             self.now = self.now + Duration::from_millis(50);
             self.feed(Input::Tick);
         }
     }
 
-    fn peer(&mut self, from: u32, message: PeerMessage) {
+    pub(super) fn peer(&mut self, from: u32, message: PeerMessage) {
         self.feed(Input::Peer { from: DiskId(from), message });
     }
 
-    fn session(&mut self, from: u32, message: SessionMessage) {
+    pub(super) fn session(&mut self, from: u32, message: SessionMessage) {
         self.peer(from, PeerMessage::Session(message));
     }
 
-    fn accepts(&mut self, from: u32, n: u64) {
+    pub(super) fn accepts(&mut self, from: u32, n: u64) {
         let generation = generation(n);
         let message =
             PeerMessage::ConfigAccepted { generation, last_sequence: 0, uncommitted: Vec::new(), fences: Vec::new() };
         self.peer(from, message);
     }
 
-    fn ask(&mut self, id: u64, op: ClientOp) {
+    pub(super) fn ask(&mut self, id: u64, op: ClientOp) {
         self.feed(Input::Client(ClientRequest { id, volume: V, incarnation: 1, connection: 1, op }));
     }
 
     /// One block.
-    fn write(&mut self, id: u64, index: u32) {
+    pub(super) fn write(&mut self, id: u64, index: u32) {
         let data = vec![id as u8; BLOCK_BYTES as usize];
         let leaves = crate::core::hashtree::leaves_of(0, &data);
         self.ask(id, ClientOp::Write { chunk: chunk(index), offset: 0, leaves, data: data.into(), fua: false });
     }
 
-    fn result(&self, op: &DiskOp) -> DiskResult {
+    pub(super) fn result(&self, op: &DiskOp) -> DiskResult {
         match op {
             DiskOp::Table => DiskResult::Table(self.table.clone()),
             DiskOp::Read { first_block, count, .. } if self.bad_reads => {
@@ -171,7 +171,7 @@ impl Bed {
     }
 
     /// The disk answers everything that it has been and is being asked; gives what that was.
-    fn answer_disk(&mut self) -> Vec<DiskOp> {
+    pub(super) fn answer_disk(&mut self) -> Vec<DiskOp> {
         let mut done = Vec::new();
         while let Some((token, op)) = self.disk.pop_front() {
             let result = self.result(&op);
@@ -182,7 +182,7 @@ impl Bed {
     }
 
     /// The same, but for what matches `held`.
-    fn answer_disk_but(&mut self, held: impl Fn(&DiskOp) -> bool) {
+    pub(super) fn answer_disk_but(&mut self, held: impl Fn(&DiskOp) -> bool) {
         while let Some(at) = self.disk.iter().position(|(_, op)| !held(op)) {
             if let Some((token, op)) = self.disk.remove(at) {
                 let result = self.result(&op);
@@ -191,14 +191,14 @@ impl Bed {
         }
     }
 
-    fn is_done(&self, id: u64) -> bool {
+    pub(super) fn is_done(&self, id: u64) -> bool {
         self.out.iter().any(
             |a| matches!(a, Action::Reply { request, reply: ClientReply::Done { .. } | ClientReply::Data(_) } if *request == id),
         )
     }
 
     /// Members whose removal was proposed, in the last proposal.
-    fn removal(&self) -> Option<(u64, Vec<u32>)> {
+    pub(super) fn removal(&self) -> Option<(u64, Vec<u32>)> {
         self.out.iter().rev().find_map(|a| match a {
             Action::Propose { proposal, change: Change::Remove(gone), .. } => {
                 Some((*proposal, gone.iter().map(|m| m.disk.0).collect()))
@@ -207,7 +207,7 @@ impl Bed {
         })
     }
 
-    fn sent(&self, to: u32) -> Vec<&PeerMessage> {
+    pub(super) fn sent(&self, to: u32) -> Vec<&PeerMessage> {
         let to = DiskId(to);
         self.out
             .iter()
@@ -219,11 +219,18 @@ impl Bed {
     }
 }
 
-fn known(n: u64, complete: bool) -> PgState {
-    PgState { config: config(n, &[2, 3]), complete, fences: Vec::new(), last_sequence: 0, uncommitted: Vec::new() }
+pub(super) fn known(n: u64, complete: bool) -> PgState {
+    PgState {
+        config: config(n, &[2, 3]),
+        complete,
+        fences: Vec::new(),
+        last_sequence: 0,
+        uncommitted: Vec::new(),
+        unsure_all: false,
+    }
 }
 
-fn entry(index: u32) -> TableEntry {
+pub(super) fn entry(index: u32) -> TableEntry {
     TableEntry { chunk: chunk(index), generation: generation(3), sequence: 9, root: None, unsure: false }
 }
 
@@ -283,11 +290,11 @@ fn a_forced_copy_that_stays_alone_takes_learners_as_members() {
     assert!(bed.out.iter().any(promoted), "{:?}", bed.out);
 }
 
-fn applied(n: u64, sequence: u64) -> PeerMessage {
+pub(super) fn applied(n: u64, sequence: u64) -> PeerMessage {
     PeerMessage::Applied { generation: generation(n), sequence }
 }
 
-fn prepared(index: u32) -> PeerMessage {
+pub(super) fn prepared(index: u32) -> PeerMessage {
     PeerMessage::Prepared { generation: generation(1), chunk: chunk(index), ok: true }
 }
 

@@ -411,6 +411,8 @@ pub enum SessionMessage {
         generation: Generation,
         /// Sequence.
         sequence: u64,
+        /// As in [`PeerMessage::Replicate`]: up to here every member has everything.
+        committed: u64,
         /// Stable before the ack.
         durable: bool,
         /// What.
@@ -508,6 +510,8 @@ pub enum DiskResult {
     NoSpace,
     /// The disk has failed, for good (R15).
     Failed(String),
+    /// The disk is well, but can't do this for this PG: the replica leaves it and the disk keeps its other PGs (R11).
+    Refused(String),
     /// Answer to `Read`.
     Data {
         /// One for each block.
@@ -548,8 +552,11 @@ pub struct PgState {
     pub fences: Vec<(VolumeId, u64)>,
     /// Highest sequence received; right after a clean stop (after any other the boot id is new, R1).
     pub last_sequence: u64,
-    /// Ranges (chunk, first block, blocks) that may not be on all members; right after a clean stop.
+    /// Ranges (chunk, first block, blocks) that may not be on all members; right after a clean stop. Bounded: see
+    /// `IN_FLIGHT_MAX`.
     pub uncommitted: Vec<(ChunkId, u32, u32)>,
+    /// A learner that can't say which of its chunks are half copied: no version on it can be compared.
+    pub unsure_all: bool,
 }
 
 /// What a replica wants done.

@@ -1,0 +1,132 @@
+//! What a replica's record on disk may hold is bounded, and a disk that can't keep it loses this PG alone.
+
+use prost::Message;
+
+use super::tests::{Bed, applied, chunk, config, generation, known, learner, member, prepared};
+use super::*;
+use crate::wire::replica::StoredPg;
+
+/// What a disk stores at most of a PG's record (`disk::layout`).
+const RECORD_BYTES_MAX: usize = 30 << 10;
+
+fn open_learner() -> Bed {
+    let mut bed = Bed::new(None);
+    let config = PgConfig { learners: vec![learner(1)], ..config(4, &[2, 3]) };
+    bed.session(2, SessionMessage::Open { config });
+    bed.answer_disk();
+    bed
+}
+
+/// The learner is told that copying of the chunk begins.
+fn begins(bed: &mut Bed, index: u32) {
+    bed.session(2, SessionMessage::Compare { chunk: chunk(index), windows: Vec::new() });
+}
+
+#[test]
+fn a_learner_remembers_only_what_is_not_committed() {
+    let mut bed = open_learner();
+    for sequence in 1..=20_000 {
+        let op =
+            Operation::Zero { chunk: chunk(sequence as u32 % 900), first_block: sequence as u32 % 512 * 2, count: 1 };
+        let committed = sequence - 10_u64.min(sequence);
+        let forward = SessionMessage::Forward { generation: generation(4), sequence, committed, durable: false, op };
+        bed.session(2, forward);
+        bed.answer_disk();
+    }
+    let state = bed.replica.state();
+    assert_eq!(state.uncommitted.len(), 10);
+    assert!(StoredPg::new(&state).encoded_len() < 1024);
+}
+
+#[test]
+fn a_learner_with_too_many_half_copied_chunks_trusts_none() {
+    let mut bed = open_learner();
+    for index in 0..5000 {
+        begins(&mut bed, index);
+    }
+    let state = bed.replica.state();
+    assert!(state.unsure_all && StoredPg::new(&state).encoded_len() < RECORD_BYTES_MAX);
+
+    // Also after a restart, until it is a member.
+    let stored = StoredPg::new(&state).encode_to_vec();
+    let state = StoredPg::decode(stored.as_slice()).unwrap().into_state(false).unwrap();
+    let mut bed = Bed::new(Some(state));
+    bed.table = vec![super::tests::entry(7)];
+    let opened = PgConfig { learners: vec![learner(1)], ..config(4, &[2, 3]) };
+    bed.session(2, SessionMessage::Open { config: opened });
+    bed.answer_disk();
+    let table = bed.sent(2).into_iter().find_map(|m| match m {
+        PeerMessage::Session(SessionMessage::Table { entries, .. }) => Some(entries.clone()),
+        _ => None,
+    });
+    assert!(table.unwrap()[0].unsure);
+    bed.session(2, SessionMessage::Finish { sequence: 0, uncommitted: Vec::new() });
+    bed.answer_disk();
+    bed.peer(2, PeerMessage::NewConfig { config: config(5, &[2, 3, 1]) });
+    bed.answer_disk();
+    let state = bed.replica.state();
+    assert!(state.complete && !state.unsure_all);
+}
+
+#[test]
+fn ordered_operations_and_with_them_every_record_are_bounded() {
+    let mut bed = Bed::serving(&[2]);
+    let writes = 3 * IN_FLIGHT_MAX as u64;
+    let ordered = |bed: &Bed| {
+        bed.sent(2)
+            .into_iter()
+            .filter(|m| matches!(m, PeerMessage::Replicate { op: Operation::Write { .. }, .. }))
+            .count()
+    };
+    for id in 0..writes {
+        bed.write(2 + id, id as u32);
+    }
+    bed.answer_disk();
+    for id in 0..writes {
+        bed.peer(2, prepared(id as u32));
+    }
+    bed.answer_disk();
+    assert_eq!(ordered(&bed), IN_FLIGHT_MAX);
+    assert!(StoredPg::new(&bed.replica.state()).encoded_len() < RECORD_BYTES_MAX);
+    // Each that commits lets one more in; nobody is forgotten.
+    for sequence in 2..2 + writes {
+        bed.peer(2, applied(1, sequence));
+        bed.answer_disk();
+    }
+    assert!((2..2 + writes).all(|id| bed.is_done(id)));
+}
+
+#[test]
+fn ranges_that_touch_are_one() {
+    let (a, b) = (chunk(1), chunk(2));
+    let ranges = vec![(b, 0, 4), (a, 8, 8), (a, 0, 8), (a, 4, 2), (b, 5, 1), (b, 5, 1)];
+    assert_eq!(joined(ranges), [(a, 0, 16), (b, 0, 4), (b, 5, 1)]);
+}
+
+#[test]
+fn a_primary_whose_disk_refuses_the_pg_asks_that_another_leads() {
+    let mut bed = Bed::serving(&[2, 3]);
+    bed.write(2, 0);
+    let (token, _) = bed.disk.pop_front().unwrap();
+    bed.feed(Input::Disk { token, result: DiskResult::Refused("unreadable".into()) });
+    assert!(!bed.replica.is_primary());
+    assert_eq!(bed.removal().map(|(_, gone)| gone), Some(vec![1]));
+    // Until it is so: below min_replicas, say, the coordinator refuses.
+    bed.out.clear();
+    bed.pass(1000);
+    assert!(bed.replica.needs_ticks() && bed.removal().is_some());
+    bed.feed(Input::Config(config(2, &[2, 3])));
+    bed.out.clear();
+    bed.pass(1000);
+    assert!(!bed.replica.needs_ticks() && bed.removal().is_none());
+}
+
+#[test]
+fn a_member_whose_disk_refuses_the_pg_says_so() {
+    let mut bed = Bed::new(Some(known(3, true)));
+    bed.peer(2, PeerMessage::NewConfig { config: config(4, &[2, 3, 1]) });
+    let (token, _) = bed.disk.pop_front().unwrap();
+    bed.feed(Input::Disk { token, result: DiskResult::Refused("too long".into()) });
+    assert!(bed.sent(2).contains(&&PeerMessage::ConfigRefused { generation: generation(4) }));
+    assert!(!bed.replica.needs_ticks(), "{:?}", member(1));
+}
