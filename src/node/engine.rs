@@ -19,7 +19,7 @@ use super::links::Links;
 use super::throttle::Throttle;
 use super::watch::Watch;
 use crate::api::metrics::{ForegroundMetrics, Operation};
-use crate::core::cluster::{ClusterMap, PgConfig, Replica as Member, ResyncClass};
+use crate::core::cluster::{ClusterMap, DiskAdminState, PgConfig, Replica as Member, ResyncClass};
 use crate::core::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
 use crate::core::replica::{
     Action, Change, ClientOp, ClientReply, ClientRequest, Env, Input, PeerMessage, PgState, Replica, SessionMessage,
@@ -43,6 +43,8 @@ const HOUSEKEEPING: Duration = Duration::from_millis(100);
 pub enum Event {
     /// A replica's message, on a link of this node.
     Peer { node: NodeId, address: Address, message: PeerMessage },
+    /// Somebody asks what this node's replicas of a PG do.
+    Describe { pg: PgId, answer: tokio::sync::oneshot::Sender<String> },
     /// A dialed link is up.
     PeerUp { node: NodeId, id: u64, outbox: Outbox, lease_addr: SocketAddr, process: u64 },
     /// It is gone.
@@ -109,6 +111,14 @@ pub struct Counters {
     pub write_bytes: AtomicU64,
     /// Verified bytes written as a resync target, by class.
     pub resync_written: [AtomicU64; 5],
+    /// Bytes of resync put on the wire, by class.
+    pub resync_sent: [AtomicU64; 5],
+    /// Fsyncs of all disks, and their nanoseconds.
+    pub fsyncs: AtomicU64,
+    /// See `fsyncs`.
+    pub fsync_nanos: AtomicU64,
+    /// Of the map here.
+    pub map_version: AtomicU64,
     /// Blocks that arrived with another content than their hash.
     pub wire_mismatches: AtomicU64,
     /// Blocks repaired from another replica.
@@ -353,6 +363,12 @@ impl Engine {
                     self.feed(key, Input::Outcome { proposal, accepted, config: config.clone() });
                 }
             }
+            Event::Describe { pg, answer } => {
+                let mine = self.replicas.iter().filter(|(key, _)| key.1 == pg);
+                let text: String = mine.map(|(key, r)| format!("{}: {}", key.0, r.describe())).collect();
+                // Who asked may have gone.
+                let _ = answer.send(text);
+            }
             Event::Purge { pg, disk, up_to } => self.purge(pg, disk, up_to),
             Event::Mismatch => {
                 self.parts.counters.wire_mismatches.fetch_add(1, Ordering::Relaxed);
@@ -498,19 +514,24 @@ impl Engine {
         if let PeerMessage::Session(session) = &message {
             let Some(open) = self.sessions.get(&(key, to)) else { return };
             let Some(outbox) = open.outbox.clone() else { return };
+            let class = open.class;
+            let index = ResyncClass::ALL.iter().position(|c| *c == class).unwrap_or(0);
+            let frame = encode(address, &message);
+            if !matches!(session, SessionMessage::Forward { .. } | SessionMessage::Forwarded { .. }) {
+                self.parts.counters.resync_sent[index].fetch_add(frame.wire_bytes() as u64, Ordering::Relaxed);
+            }
             if let SessionMessage::Copied { bytes, .. } = session {
                 // The target pays for what it wrote before it asks for more.
-                let (bytes, class, disk) = (u64::from(*bytes), open.class, key.0);
-                let index = ResyncClass::ALL.iter().position(|c| *c == class).unwrap_or(0);
+                let (bytes, disk) = (u64::from(*bytes), key.0);
                 self.parts.counters.resync_written[index].fetch_add(bytes, Ordering::Relaxed);
                 let throttle = self.parts.throttle.clone();
                 self.parts.runtime.spawn(async move {
                     throttle.take_target(disk, class, bytes).await;
-                    outbox.send(encode(address, &message));
+                    outbox.send(frame);
                 });
                 return;
             }
-            return outbox.send(encode(address, &message));
+            return outbox.send(frame);
         }
         let Some(node) = self.node_of(to) else { return };
         if Some(node) == self.node_of(key.0) {
@@ -568,6 +589,12 @@ impl Engine {
         self.map = map;
         self.speakers.retain(|disk, _| !self.map.disks.contains_key(disk));
         self.parts.throttle.apply(&self.map.settings.resync);
+        for (id, handle) in &self.parts.disks {
+            let failed = self.map.disks.get(id).is_some_and(|d| d.admin_state == DiskAdminState::Failed);
+            if failed && !handle.disk().is_failed() && self.failed.insert(*id) {
+                handle.take_out("the coordinator has it as failed");
+            }
+        }
         let me = self.parts.links.hello.node;
         let others: Vec<(NodeId, SocketAddr)> =
             self.map.nodes.values().filter(|n| n.id.0 != me).map(|n| (n.id, n.addr)).collect();
@@ -625,7 +652,11 @@ impl Engine {
         let listed = self.map.pgs.get(&pg).is_some_and(|c| {
             c.members.iter().any(|m| m.disk == disk) || c.learners.iter().any(|l| l.replica.disk == disk)
         });
-        let newer = self.replicas.get(&key).is_some_and(|r| r.config().generation > up_to);
+        // Also where this map is older than a session's: what learns, or has learnt, is no old copy.
+        let newer = self
+            .replicas
+            .get(&key)
+            .is_some_and(|r| r.config().generation > up_to || !r.is_outside() || r.is_learning());
         let Some(handle) = self.parts.disks.get(&disk) else { return };
         if listed || newer {
             return tracing::warn!(%pg, %disk, "kept a copy that the coordinator wanted purged: it is in use or newer");
@@ -750,11 +781,15 @@ impl Engine {
             process: self.parts.links.hello.process,
             ..msg::Stats::default()
         };
+        c.map_version.store(self.map.version, Ordering::Relaxed);
+        let (mut fsyncs, mut fsync_time) = (0, Duration::ZERO);
         let (p50, p99, _) = self.parts.throttle.foreground_percentiles();
         (stats.foreground_p50_us, stats.foreground_p99_us) = (p50, p99);
         for (id, handle) in &self.parts.disks {
-            let space = handle.disk().space();
-            stats.hash_mismatches += handle.disk().counters().hash_mismatches;
+            let (space, io) = (handle.disk().space(), handle.disk().counters());
+            stats.hash_mismatches += io.hash_mismatches;
+            fsyncs += io.fsyncs;
+            fsync_time += io.fsync_time;
             stats.disks.push(msg::DiskStats {
                 disk: id.0,
                 used_bytes: space.slots_used * CHUNK_BYTES,
@@ -764,6 +799,8 @@ impl Engine {
                 hung_ms: self.watch.hung(*id).map_or(0, |d| d.as_millis() as u64),
             });
         }
+        c.fsyncs.store(fsyncs, Ordering::Relaxed);
+        c.fsync_nanos.store(fsync_time.as_nanos() as u64, Ordering::Relaxed);
         stats.lagging = self.watch.lagging().collect();
         stats.hash_mismatches += c.wire_mismatches.load(Ordering::Relaxed);
         let (mut repaired, mut lost) = (0, 0);

@@ -96,6 +96,41 @@ fn ordered_operations_and_with_them_every_record_are_bounded() {
     assert!((2..2 + writes).all(|id| bed.is_done(id)));
 }
 
+/// Its flush ends when another session has begun: that one has copied nothing yet.
+#[test]
+fn an_earlier_sessions_end_is_not_a_later_ones() {
+    let mut bed = open_learner();
+    bed.session(2, SessionMessage::Finish { sequence: 0, uncommitted: Vec::new() });
+    let (token, op) = bed.disk.pop_front().unwrap();
+    assert!(matches!(op, DiskOp::Flush { .. }));
+    bed.feed(Input::SessionDown { peer: DiskId(2) });
+    bed.out.clear();
+    let config = PgConfig { learners: vec![learner(1)], ..config(4, &[2, 3]) };
+    bed.session(2, SessionMessage::Open { config });
+    bed.feed(Input::Disk { token, result: DiskResult::Done });
+    assert!(!bed.replica.is_complete());
+    bed.answer_disk();
+    assert!(!bed.replica.is_complete());
+}
+
+/// The first primary died before it could activate the PG: nothing was ever written.
+#[test]
+fn a_fresh_member_may_begin_under_a_later_configuration() {
+    let mut bed = Bed::new(None);
+    bed.feed(Input::Config(config(2, &[1, 3])));
+    bed.answer_disk();
+    bed.accepts(3, 2);
+    assert!(bed.replica.is_serving());
+    let mut bed = Bed::new(None);
+    bed.peer(2, PeerMessage::NewConfig { config: config(2, &[2, 1]) });
+    bed.answer_disk();
+    assert!(bed.replica.is_complete());
+    // One that learns has a record, and its promotion needs all that it learnt.
+    let mut bed = open_learner();
+    bed.peer(2, PeerMessage::NewConfig { config: config(5, &[2, 3, 1]) });
+    assert!(bed.sent(2).contains(&&PeerMessage::ConfigRefused { generation: generation(5) }));
+}
+
 #[test]
 fn ranges_that_touch_are_one() {
     let (a, b) = (chunk(1), chunk(2));
