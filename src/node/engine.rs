@@ -41,8 +41,8 @@ const HOUSEKEEPING: Duration = Duration::from_millis(100);
 
 /// What happens to a node.
 pub enum Event {
-    /// A replica's message, on a link of this node.
-    Peer { node: NodeId, address: Address, message: PeerMessage },
+    /// A replica's message, on a link of this node or on a session's stream.
+    Peer { node: NodeId, session: Option<u64>, address: Address, message: PeerMessage },
     /// Somebody asks what this node's replicas of a PG do.
     Describe { pg: PgId, answer: tokio::sync::oneshot::Sender<String> },
     /// A dialed link is up.
@@ -62,7 +62,16 @@ pub enum Event {
     /// This node's session to a learner is up.
     SessionOpened { pg: PgId, me: DiskId, learner: DiskId, id: u64, outbox: Outbox },
     /// A primary opened a session to a learner here.
-    SessionAccepted { pg: PgId, learner: DiskId, primary: DiskId, class: u32, id: u64, outbox: Outbox },
+    /// `opened`: the primary's process and its number for the session.
+    SessionAccepted {
+        pg: PgId,
+        learner: DiskId,
+        primary: DiskId,
+        class: u32,
+        id: u64,
+        opened: (u64, u64),
+        outbox: Outbox,
+    },
     /// Either kind is gone.
     SessionEnded { pg: PgId, me: DiskId, peer: DiskId, id: u64 },
     /// A disk has done something.
@@ -92,7 +101,10 @@ struct Pending {
 }
 
 struct Session {
+    /// Of its stream.
     id: u64,
+    /// At the learner: see [`Event::SessionAccepted`].
+    opened: Option<(u64, u64)>,
     outbox: Option<Outbox>,
     task: Option<tokio::task::JoinHandle<()>>,
     class: ResyncClass,
@@ -278,7 +290,7 @@ impl Engine {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Peer { node, address, message } => self.peer(node, address, message),
+            Event::Peer { node, session, address, message } => self.peer(node, session, address, message),
             Event::PeerUp { node, id, outbox, lease_addr, process } => {
                 self.outbound.insert(node, (id, outbox));
                 self.processes.insert(node, process);
@@ -323,24 +335,31 @@ impl Engine {
                 }
             }
             Event::SessionOpened { pg, me, learner, id, outbox } => {
-                if let Some(session) = self.sessions.get_mut(&((me, pg), learner)) {
-                    session.id = id;
-                    session.outbox = Some(outbox);
-                    self.feed((me, pg), Input::SessionUp { learner });
-                } else {
-                    outbox.finish();
+                match self.sessions.get_mut(&((me, pg), learner)) {
+                    Some(session) if session.id == id => {
+                        session.outbox = Some(outbox);
+                        self.feed((me, pg), Input::SessionUp { learner });
+                    }
+                    // Closed meanwhile, and perhaps opened again.
+                    _ => outbox.finish(),
                 }
             }
-            Event::SessionAccepted { pg, learner, primary, class, id, outbox } => {
+            Event::SessionAccepted { pg, learner, primary, class, id, opened, outbox } => {
                 let key = (learner, pg);
-                if !self.ensure(key) {
+                let known = self.sessions.get(&(key, primary)).and_then(|s| s.opened);
+                // Streams may overtake each other: one that the primary has replaced is not taken for the last one.
+                let late = known.is_some_and(|(process, number)| process == opened.0 && number > opened.1);
+                if late || !self.ensure(key) {
                     return outbox.finish();
                 }
-                let class = ResyncClass::ALL.get(class as usize).copied().unwrap_or_default();
-                let session = Session { id, outbox: Some(outbox), task: None, class };
-                if self.sessions.insert((key, primary), session).is_some() {
+                if self.close_session(key, primary) {
                     self.feed(key, Input::SessionDown { peer: primary });
+                    // A replica that leads, as far as it knows, has opened one of its own again.
+                    self.close_session(key, primary);
                 }
+                let class = ResyncClass::ALL.get(class as usize).copied().unwrap_or_default();
+                let session = Session { id, opened: Some(opened), outbox: Some(outbox), task: None, class };
+                self.sessions.insert((key, primary), session);
             }
             Event::SessionEnded { pg, me, peer, id } => {
                 let key = ((me, pg), peer);
@@ -442,7 +461,7 @@ impl Engine {
                 self.feed(key, Input::GrantsEnd { generation: config.generation, at });
             }
             Action::OpenSession { learner } => self.open_session(key, learner.disk),
-            Action::CloseSession { learner } => self.close_session(key, learner),
+            Action::CloseSession { learner } => drop(self.close_session(key, learner)),
             Action::VolumeDropped(volume) => {
                 self.dropped.insert((volume, key.1));
                 let dropped = msg::VolumeDropped { id: volume.0, pg: key.1.to_u64() };
@@ -496,7 +515,13 @@ impl Engine {
 
     // ---- peers ----
 
-    fn peer(&mut self, node: NodeId, address: Address, message: PeerMessage) {
+    fn peer(&mut self, node: NodeId, session: Option<u64>, address: Address, message: PeerMessage) {
+        // What an earlier stream still brings belongs to no session any more: it would be taken for the new one's.
+        let current = self.sessions.get(&((address.to, address.pg), address.from)).map(|s| s.id);
+        let stale = session.is_some() && session != current;
+        if stale || session.is_some() != matches!(message, PeerMessage::Session(_)) {
+            return tracing::debug!(%node, ?address, "ignored a message of a stream that is not its session's");
+        }
         match self.map.disks.get(&address.from) {
             Some(disk) if disk.node != node => {
                 return tracing::warn!(%node, disk = %address.from, "ignored a message for another node's disk");
@@ -536,7 +561,8 @@ impl Engine {
         let Some(node) = self.node_of(to) else { return };
         if Some(node) == self.node_of(key.0) {
             // Two disks of one node: no network between them.
-            let event = Event::Peer { node: NodeId(self.parts.links.hello.node), address, message };
+            let node = NodeId(self.parts.links.hello.node);
+            let event = Event::Peer { node, session: None, address, message };
             return drop(self.parts.links.events.send(event));
         }
         let answer = matches!(
@@ -564,23 +590,29 @@ impl Engine {
             .map_or(ResyncClass::Repair, |l| l.class);
         let index = ResyncClass::ALL.iter().position(|c| *c == class).unwrap_or(1) as u32;
         self.close_session(key, learner);
-        let node = self.node_of(learner).and_then(|n| self.map.nodes.get(&n));
-        let Some((node, addr)) = node.map(|n| (n.id, n.addr)) else { return };
-        let links = self.parts.links.clone();
-        let task = links.run_session(key.1, key.0, learner, index, node, addr);
+        let node = self.node_of(learner).and_then(|n| self.map.nodes.get(&n)).map(|n| (n.id, n.addr));
+        let (links, id) = (self.parts.links.clone(), self.parts.links.channel_id());
+        let task = async move {
+            match node {
+                Some((node, addr)) => links.run_session(id, key.1, key.0, learner, index, node, addr).await,
+                // The map that has it is on its way.
+                None => links.no_session(id, key.1, key.0, learner).await,
+            }
+        };
         let task = Some(self.parts.runtime.spawn(task));
-        self.sessions.insert((key, learner), Session { id: 0, outbox: None, task, class });
+        self.sessions.insert((key, learner), Session { id, opened: None, outbox: None, task, class });
     }
 
-    fn close_session(&mut self, key: Key, peer: DiskId) {
-        if let Some(session) = self.sessions.remove(&(key, peer)) {
-            if let Some(outbox) = session.outbox {
-                outbox.finish();
-            }
-            if let Some(task) = session.task {
-                task.abort();
-            }
+    /// False: there was none.
+    fn close_session(&mut self, key: Key, peer: DiskId) -> bool {
+        let Some(session) = self.sessions.remove(&(key, peer)) else { return false };
+        if let Some(outbox) = session.outbox {
+            outbox.finish();
         }
+        if let Some(task) = session.task {
+            task.abort();
+        }
+        true
     }
 
     // ---- the map ----

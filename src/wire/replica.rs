@@ -557,6 +557,9 @@ pub struct PeerHello {
     /// For a session: index into `ResyncClass::ALL`.
     #[prost(uint32, tag = "7")]
     pub class: u32,
+    /// For a session: its number, which grows with each that the process opens.
+    #[prost(uint64, tag = "8")]
+    pub session: u64,
 }
 
 /// Stored in a disk's PG table (R21).
