@@ -10,8 +10,8 @@ use prost::Message;
 use super::owner::{Effect, Owner, PeerRole, Waiter};
 use super::runtime::ConnId;
 use super::wiring;
-use crate::core::cluster::Replica;
 use crate::core::cluster::command::{Change, Command, Outcome, Proposal};
+use crate::core::cluster::{Replica, Volume};
 use crate::core::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
 use crate::core::units::Instant;
 use crate::net::identity::Role;
@@ -47,8 +47,15 @@ impl Owner {
             (kind::VOLUME_DROPPED, PeerRole::Node(node)) => decode(&frame).map(|m| self.volume_dropped(node, m)),
             (kind::ATTACH, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.attach(id, name, m)),
             (kind::RELEASE, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.release_volume(&name, m)),
+            (kind::SETTLED, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.settled(&name, m)),
             (
-                kind::PROPOSE | kind::STATS | kind::PURGED | kind::VOLUME_DROPPED | kind::ATTACH | kind::RELEASE,
+                kind::PROPOSE
+                | kind::STATS
+                | kind::PURGED
+                | kind::VOLUME_DROPPED
+                | kind::ATTACH
+                | kind::RELEASE
+                | kind::SETTLED,
                 PeerRole::New | PeerRole::Observer | PeerRole::Node(_) | PeerRole::Gateway(_),
             ) => {
                 Err(format!("message {:#06x} came before the registration or from the wrong kind of peer", frame.kind))
@@ -322,7 +329,8 @@ impl Owner {
         };
         let mut reply = control::AttachReply { volume: m.volume.clone(), ..control::AttachReply::default() };
         match self.apply(&gateway, command).map(|a| a.outcome) {
-            Ok(Outcome::Attached { volume, fenced }) => {
+            Ok(Outcome::Attached { volume, fenced, lost }) => {
+                reply.lost = lost;
                 (reply.id, reply.incarnation) = (volume.id.0, volume.incarnation);
                 reply.set_outcome(AttachOutcome::Granted);
                 if let Some(queue) = self.standby.get_mut(&volume.id) {
@@ -356,12 +364,23 @@ impl Owner {
     /// Tells the connections of the gateway that lost a volume.
     fn fence(&mut self, name: &str, winner: ConnId, volume: VolumeId, incarnation: u64, by: &str) {
         let reason = format!("gateway {by:?} has taken the volume over");
-        let message = control::Release { id: volume.0, incarnation, reason };
+        let message = control::Release { id: volume.0, incarnation, reason, untold: false };
         let losers =
             self.conns.iter().filter(|(id, c)| **id != winner && matches!(&c.role, PeerRole::Gateway(n) if n == name));
         let losers: Vec<ConnId> = losers.map(|(id, _)| *id).collect();
         for loser in losers {
             self.effects.push(Effect::Send(loser, wiring::frame(kind::FENCED, &message)));
+        }
+    }
+
+    fn settled(&mut self, gateway: &str, m: control::Settled) {
+        let volume = VolumeId(m.id);
+        let holds = |v: &Volume| v.attached_to == gateway && v.durability != m.durability;
+        if self.state.map().volumes.get(&volume).is_some_and(holds) {
+            let command = Command::Settle { volume, incarnation: m.incarnation, durability: m.durability };
+            if let Err(refusal) = self.apply(gateway, command) {
+                tracing::debug!(%refusal, "a gateway's word came late");
+            }
         }
     }
 
@@ -371,7 +390,9 @@ impl Owner {
         if !holds {
             return; // It was taken over before; FENCED says so.
         }
-        if let Err(refusal) = self.apply(gateway, Command::Release { volume, incarnation: m.incarnation }) {
+        if let Err(refusal) =
+            self.apply(gateway, Command::Release { volume, incarnation: m.incarnation, untold: m.untold })
+        {
             tracing::debug!(%refusal, "a release came late");
             return;
         }

@@ -397,6 +397,7 @@ fn map_of(config: &PgConfig, disks: impl Iterator<Item = DiskId>) -> ClusterMap 
         stripes: vec![Stripe { first_chunk: 0, pgs: vec![PG.index] }],
         incarnation: 1,
         attached_to: String::new(),
+        durability: 0,
         priority: 0,
         deleting: false,
     };

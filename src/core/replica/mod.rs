@@ -65,6 +65,8 @@ const PROPOSAL_RETRY: Duration = Duration::from_millis(200);
 const IN_FLIGHT_MAX: usize = 512;
 /// Half-copied chunks that a learner's record names one by one.
 const UNSURE_MAX: usize = 256;
+/// Ranges that a record names at most: what a new primary reconciles, what it orders meanwhile, and half-copied chunks.
+pub const RECORD_RANGES_MAX: usize = 2 * IN_FLIGHT_MAX + UNSURE_MAX;
 /// Client requests that may wait while a primary activates. A gateway has at most a few hundred under way.
 const WAITING_REQUESTS_MAX: usize = 16_384;
 

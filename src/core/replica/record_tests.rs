@@ -1,13 +1,7 @@
 //! What a replica's record on disk may hold is bounded, and a disk that can't keep it loses this PG alone.
 
-use prost::Message;
-
 use super::tests::{Bed, applied, chunk, config, generation, known, learner, member, prepared};
 use super::*;
-use crate::wire::replica::StoredPg;
-
-/// What a disk stores at most of a PG's record (`disk::layout`).
-const RECORD_BYTES_MAX: usize = 30 << 10;
 
 fn open_learner() -> Bed {
     let mut bed = Bed::new(None);
@@ -35,7 +29,6 @@ fn a_learner_remembers_only_what_is_not_committed() {
     }
     let state = bed.replica.state();
     assert_eq!(state.uncommitted.len(), 10);
-    assert!(StoredPg::new(&state).encoded_len() < 1024);
 }
 
 #[test]
@@ -45,11 +38,9 @@ fn a_learner_with_too_many_half_copied_chunks_trusts_none() {
         begins(&mut bed, index);
     }
     let state = bed.replica.state();
-    assert!(state.unsure_all && StoredPg::new(&state).encoded_len() < RECORD_BYTES_MAX);
+    assert!(state.unsure_all && state.uncommitted.len() <= RECORD_RANGES_MAX);
 
     // Also after a restart, until it is a member.
-    let stored = StoredPg::new(&state).encode_to_vec();
-    let state = StoredPg::decode(stored.as_slice()).unwrap().into_state(false).unwrap();
     let mut bed = Bed::new(Some(state));
     bed.table = vec![super::tests::entry(7)];
     let opened = PgConfig { learners: vec![learner(1)], ..config(4, &[2, 3]) };
@@ -87,7 +78,7 @@ fn ordered_operations_and_with_them_every_record_are_bounded() {
     }
     bed.answer_disk();
     assert_eq!(ordered(&bed), IN_FLIGHT_MAX);
-    assert!(StoredPg::new(&bed.replica.state()).encoded_len() < RECORD_BYTES_MAX);
+    assert!(bed.replica.state().uncommitted.len() <= RECORD_RANGES_MAX);
     // Each that commits lets one more in; nobody is forgotten.
     for sequence in 2..2 + writes {
         bed.peer(2, applied(1, sequence));
