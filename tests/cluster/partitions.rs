@@ -128,7 +128,7 @@ pub fn lost_packets_remove_nobody() {
     let generations = |dev: &Dev| {
         let pgs = dev.json(&["pg", "list", "-o", "json"]);
         let all = pgs.as_array().expect("PGs").iter();
-        all.map(|pg| format!("{} {}", pg["pg"], pg["generation"])).collect::<Vec<_>>()
+        all.map(|pg| format!("{} {}", pg["id"], pg["generation"])).collect::<Vec<_>>()
     };
     let before = generations(&dev);
     dev.network().cut(&["-p", "udp", "-m", "statistic", "--mode", "random", "--probability", "0.05"]);
