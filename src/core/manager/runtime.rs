@@ -9,11 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::reports::{Copy, Registration};
 use crate::core::cluster::command::Liveness;
 use crate::core::cluster::{ClusterMap, DiskAdminState, NodeAdminState, PgConfig, Replica};
-use crate::core::ids::{BootId, DiskId, Generation, NodeId, PgId, VolumeId};
+use crate::core::ids::{BootId, DiskId, NodeId, PgId, VolumeId};
 use crate::core::units::Instant;
-use crate::wire::control;
 
 /// Three heartbeats of 150 ms missed.
 pub const SUSPECT_AFTER: Duration = Duration::from_millis(450);
@@ -36,6 +36,23 @@ const FLAP_KEPT: Duration = Duration::from_secs(180);
 const CUT_OFF_AFTER: Duration = Duration::from_secs(2);
 /// What a peer says it can't reach counts only while it says so.
 const UNREACHABLE_KEPT: Duration = Duration::from_secs(2);
+
+/// Times by which is judged. Safety doesn't depend on them; the simulator varies them.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// See [`SUSPECT_AFTER`].
+    pub suspect_after: Duration,
+    /// See [`DOWN_AFTER`].
+    pub down_after: Duration,
+    /// See [`SETTLE`].
+    pub settle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { suspect_after: SUSPECT_AFTER, down_after: DOWN_AFTER, settle: SETTLE }
+    }
+}
 
 /// Names a control connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -71,30 +88,10 @@ pub struct NodeView {
     pub registered: bool,
     /// Whom it can't reach, and when it said so.
     unreachable: (Instant, BTreeSet<NodeId>),
-    /// Last report, and the one before with its time, for rates.
-    pub stats: Option<(Instant, control::Stats)>,
-    /// See `stats`.
-    pub stats_before: Option<(Instant, control::Stats)>,
+    /// Disks that its primaries wait for, and when it said so: PGs, and milliseconds of the longest wait.
+    pub lagging: (Instant, Vec<(DiskId, u32, u64)>),
     /// PGs that it serves as primary.
     pub serving: BTreeSet<PgId>,
-}
-
-/// A disk's copy of a PG.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Copy {
-    /// Highest generation that it has accepted, as far as known.
-    pub generation: Generation,
-    /// May be a source.
-    pub complete: bool,
-    /// For R2.
-    pub flush_mark: u64,
-}
-
-impl From<&control::PgReport> for Copy {
-    fn from(p: &control::PgReport) -> Self {
-        let generation = Generation { epoch: p.generation_epoch, n: p.generation_n };
-        Copy { generation, complete: p.complete, flush_mark: p.flush_mark }
-    }
 }
 
 /// A disk as it registered.
@@ -142,6 +139,8 @@ pub enum Judgement {
 /// All observations.
 #[derive(Debug)]
 pub struct Runtime {
+    /// Times by which is judged.
+    pub limits: Limits,
     /// When this coordinator started.
     pub started: Instant,
     /// Nobody is judged before.
@@ -170,10 +169,11 @@ pub struct Runtime {
 
 impl Runtime {
     /// Nothing observed yet.
-    pub fn new(now: Instant) -> Self {
+    pub fn new(now: Instant, limits: Limits) -> Self {
         Runtime {
+            limits,
             started: now,
-            judge_from: now + SETTLE,
+            judge_from: now + limits.settle,
             now,
             nodes: BTreeMap::new(),
             disks: BTreeMap::new(),
@@ -188,26 +188,24 @@ impl Runtime {
     }
 
     /// A node registered, on this connection. Gives the connection that it replaces.
-    pub fn handle_registered(&mut self, conn: ConnId, reg: &control::Register, now: Instant) -> Option<ConnId> {
-        let node = NodeId(reg.node);
+    pub fn handle_registered(&mut self, conn: ConnId, reg: &Registration, now: Instant) -> Option<ConnId> {
+        let node = reg.node;
         for disk in &reg.disks {
-            let copies = disk.pgs.iter().map(|p| (PgId::from_u64(p.pg), Copy::from(p)));
             let view = DiskView {
                 node,
-                boot: BootId(disk.boot),
+                boot: disk.boot,
                 failed: disk.failed,
                 hung_ms: 0,
                 used_bytes: disk.used_bytes,
                 capacity_bytes: disk.capacity_bytes,
                 path: disk.path.clone(),
-                copies: copies.collect(),
+                copies: disk.copies.iter().copied().collect(),
             };
-            self.disks.insert(DiskId(disk.disk), view);
+            self.disks.insert(disk.disk, view);
         }
         // A disk that the node no longer brings doesn't answer.
-        self.disks.retain(|id, d| d.node != node || reg.disks.iter().any(|r| r.disk == id.0));
+        self.disks.retain(|id, d| d.node != node || reg.disks.iter().any(|r| r.disk == *id));
         let old = self.nodes.remove(&node);
-        let same_process = old.as_ref().is_some_and(|o| o.process == reg.process);
         self.nodes.insert(
             node,
             NodeView {
@@ -219,8 +217,7 @@ impl Runtime {
                 lost_at: None,
                 registered: true,
                 unreachable: (now, BTreeSet::new()),
-                stats: old.as_ref().filter(|_| same_process).and_then(|o| o.stats.clone()),
-                stats_before: None,
+                lagging: (now, Vec::new()),
                 serving: BTreeSet::new(),
             },
         );
@@ -228,17 +225,17 @@ impl Runtime {
     }
 
     /// A sign of life from a node.
-    pub fn handle_node_heartbeat(&mut self, node: NodeId, conn: ConnId, unreachable: &[u32], at: Instant) {
+    pub fn handle_node_heartbeat(&mut self, node: NodeId, conn: ConnId, unreachable: &[NodeId], at: Instant) {
         if let Some(view) = self.nodes.get_mut(&node).filter(|v| v.conn == Some(conn)) {
             view.heard = view.heard.max(at);
-            view.unreachable = (at, unreachable.iter().map(|n| NodeId(*n)).collect());
+            view.unreachable = (at, unreachable.iter().copied().collect());
         }
     }
 
     /// A sign of life from a gateway.
-    pub fn handle_gateway_heartbeat(&mut self, conn: ConnId, unreachable: &[u32], at: Instant) {
+    pub fn handle_gateway_heartbeat(&mut self, conn: ConnId, unreachable: &[NodeId], at: Instant) {
         if let Some(view) = self.gateways.get_mut(&conn) {
-            let said: BTreeSet<NodeId> = unreachable.iter().map(|n| NodeId(*n)).collect();
+            let said: BTreeSet<NodeId> = unreachable.iter().copied().collect();
             if at.since(view.unreachable.0) >= UNREACHABLE_KEPT {
                 view.unreachable_since.clear(); // It was silent in between: its word starts anew.
             }
@@ -296,7 +293,7 @@ impl Runtime {
     /// This process was itself stopped for a while.
     pub fn handle_frozen(&mut self, gap: Duration, now: Instant) {
         // After a long gap peers dial anew; after a short one their heartbeats are on the way.
-        let hold = if gap > DOWN_AFTER { SETTLE } else { Duration::from_millis(600) };
+        let hold = if gap > self.limits.down_after { self.limits.settle } else { Duration::from_millis(600) };
         self.judge_from = self.judge_from.max(now + hold);
     }
 
@@ -315,21 +312,22 @@ impl Runtime {
             }
         }
         let accused = self.unreachable_nodes(now);
+        let Limits { suspect_after, down_after, .. } = self.limits;
         for (node, view) in &mut self.nodes {
             if !view.registered {
                 continue;
             }
             let silence = now.since(view.heard);
-            if silence < SUSPECT_AFTER && view.conn.is_some() {
+            if silence < suspect_after && view.conn.is_some() {
                 if view.life != Life::Up {
                     (view.life, view.lost_at) = (Life::Up, None);
                     out.push(Judgement::Up(*node));
                 }
             } else if settled && view.life != Life::Down {
-                if silence >= DOWN_AFTER || (silence >= SUSPECT_AFTER && accused.contains(node)) {
+                if silence >= down_after || (silence >= suspect_after && accused.contains(node)) {
                     (view.life, view.lost_at) = (Life::Down, Some(now));
                     out.push(Judgement::Down(*node));
-                } else if silence >= SUSPECT_AFTER && view.life == Life::Up {
+                } else if silence >= suspect_after && view.life == Life::Up {
                     view.life = Life::Suspect;
                     out.push(Judgement::Suspect(*node));
                 }
@@ -397,15 +395,13 @@ impl Runtime {
     }
 
     /// A node says how far copies are that are no members: learners, and old ones.
-    pub fn handle_copies(&mut self, node: NodeId, map: &ClusterMap, copies: &[control::CopyStats]) {
-        for stats in copies {
-            let (disk, Some(report)) = (DiskId(stats.disk), &stats.report) else { continue };
-            let pg = PgId::from_u64(report.pg);
-            let Some(view) = self.disks.get_mut(&disk).filter(|d| d.node == node) else { continue };
-            let replica = Replica { disk, boot: view.boot };
+    pub fn handle_copies(&mut self, node: NodeId, map: &ClusterMap, copies: &[(DiskId, PgId, Copy)]) {
+        for (disk, pg, copy) in copies {
+            let Some(view) = self.disks.get_mut(disk).filter(|d| d.node == node) else { continue };
+            let replica = Replica { disk: *disk, boot: view.boot };
             // What it said before it became a member may come late.
-            if map.pgs.get(&pg).is_some_and(|c| !c.is_member(replica)) {
-                view.copies.insert(pg, Copy::from(report));
+            if map.pgs.get(pg).is_some_and(|c| !c.is_member(replica)) {
+                view.copies.insert(*pg, *copy);
             }
         }
     }
@@ -437,9 +433,9 @@ impl Runtime {
         let mut all: BTreeMap<DiskId, (u32, u64)> = BTreeMap::new();
         let fresh = |at: Instant| self.now.since(at) < UNREACHABLE_KEPT;
         for view in self.nodes.values().filter(|v| v.life != Life::Down) {
-            for l in view.stats.iter().filter(|(at, _)| fresh(*at)).flat_map(|(_, s)| &s.lagging) {
-                let entry = all.entry(DiskId(l.disk)).or_default();
-                *entry = (entry.0.saturating_add(l.pgs), entry.1.max(l.oldest_ms));
+            for (disk, pgs, oldest_ms) in view.lagging.1.iter().filter(|_| fresh(view.lagging.0)) {
+                let entry = all.entry(*disk).or_default();
+                *entry = (entry.0.saturating_add(*pgs), entry.1.max(*oldest_ms));
             }
         }
         all
@@ -495,8 +491,7 @@ fn absent(since: Instant) -> NodeView {
         lost_at: Some(since),
         registered: false,
         unreachable: (since, BTreeSet::new()),
-        stats: None,
-        stats_before: None,
+        lagging: (since, Vec::new()),
         serving: BTreeSet::new(),
     }
 }
