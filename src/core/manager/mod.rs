@@ -197,6 +197,7 @@ impl Manager {
             }
             self.runtime.follow_disk(self.state.map(), disk.disk);
         }
+        self.note_first_copies(registration.node);
         self.tell("node-registered", name, format!("Node {name} registered with {} disks.", registration.disks.len()));
         // It counts as found, and what it was asked before is forgotten by both.
         let disks = &self.runtime.disks;
@@ -205,6 +206,19 @@ impl Manager {
         self.planning.touch(self.now);
         self.pgs_dirty = true;
         old
+    }
+
+    /// The first configuration acks nothing before every member has persisted it (R3): a member whose disk has no record
+    /// yet misses nothing. It is noted while that can be seen, for the configurations that follow.
+    fn note_first_copies(&mut self, node: NodeId) {
+        let map = self.state.map();
+        for (disk, view) in self.runtime.disks.iter_mut().filter(|(_, v)| v.node == node) {
+            let member = Replica { disk: *disk, boot: view.boot };
+            for config in map.pgs.values().filter(|c| c.generation.n == 1 && c.is_member(member)) {
+                let first = Copy { generation: Generation::default(), complete: true, flush_mark: 0 };
+                view.copies.entry(config.pg).or_insert(first);
+            }
+        }
     }
 
     /// A connection ended; `by_process` if the process ended it or has restarted, rather than fell silent.
@@ -472,3 +486,6 @@ impl Manager {
         out
     }
 }
+
+#[cfg(test)]
+mod tests;
