@@ -151,11 +151,19 @@ impl World {
                 if replica.is_serving() && !hung {
                     report.serving.insert(*pg);
                 }
-            } else if replica.is_outside() && config.generation != Generation::default() {
+            }
+            let tells = replica.is_outside() || node.accepted.contains_key(pg);
+            if tells && config.generation != Generation::default() {
                 let flush_mark = node.disk.marks.get(pg).copied().unwrap_or(0);
                 let (generation, complete) = (config.generation, replica.is_complete());
                 report.copies.push((id, *pg, Copy { generation, complete, flush_mark }));
             }
+        }
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.accepted.retain(|_, left| {
+                *left -= 1;
+                *left > 0
+            });
         }
         self.send_up(Peer::Node(id), Up::Report(report));
     }

@@ -12,7 +12,7 @@ use evenkeel::core::cluster::{
 };
 use evenkeel::core::ids::{ClusterId, DiskId, Generation, NodeId, PgId, PoolId};
 use evenkeel::core::manager::plan::JobMove;
-use evenkeel::core::manager::runtime::{ConnId, Limits};
+use evenkeel::core::manager::runtime::{ConnId, Limits, Runtime};
 use evenkeel::core::manager::{Attachment, Manager, Proposed, Purge, Registration, Report};
 use evenkeel::core::placement as place;
 use evenkeel::core::units::Instant;
@@ -470,6 +470,9 @@ impl Coordinator {
 
     /// Wants a move as if a plan had it.
     pub fn want_move(&mut self, pg: PgId, from: DiskId, to: DiskId) {
+        if !Runtime::is_active(self.map(), to) {
+            return;
+        }
         let class = ResyncClass::Rebalance;
         self.manager.planning.job.moves.push(JobMove { pg, from: Some(from), to, bytes: 0, class });
         self.manager.touch_pgs();

@@ -102,6 +102,7 @@ impl World {
         node.frozen = false;
         node.map = Default::default();
         node.proposals.clear();
+        node.accepted.clear();
         node.serving_changed = false;
         let me = Member { disk: id, boot: node.disk.boot };
         node.replicas =
@@ -179,7 +180,8 @@ impl World {
                 c.members.iter().any(|m| m.disk == id) || c.learners.iter().any(|l| l.replica.disk == id)
             });
         let newer = node.replicas.get(&purge.pg).is_some_and(|r| r.config().generation > purge.up_to);
-        if (guarded && (listed || newer)) || node.hangs_until > now {
+        let busy = node.replicas.get(&purge.pg).is_some_and(Replica::has_disk_work);
+        if (guarded && (listed || newer || busy)) || node.hangs_until > now {
             return;
         }
         node.replicas.remove(&purge.pg);

@@ -28,6 +28,9 @@ pub const MS: u64 = 1_000_000;
 pub const COORDINATOR: u32 = 1_000;
 pub const GATEWAY: u32 = 2_000;
 
+/// A node tells so often that it has accepted a configuration.
+const ACCEPTED_TOLD: u32 = 3;
+
 pub enum Event {
     Peer {
         conn: Conn,
@@ -200,6 +203,8 @@ pub struct Node {
     pub proposals: BTreeMap<u64, Proposed>,
     /// The coordinator doesn't know yet what is served here now.
     pub serving_changed: bool,
+    /// PGs whose configuration was just accepted, and how often the coordinator is still told.
+    pub accepted: BTreeMap<PgId, u32>,
     /// What the flush before this one covered, for a canary.
     pub covered_before: Covered,
 }
@@ -223,6 +228,7 @@ impl Node {
             map: Arc::default(),
             proposals: BTreeMap::new(),
             serving_changed: false,
+            accepted: BTreeMap::new(),
             covered_before: Covered::new(),
         }
     }
@@ -577,9 +583,14 @@ impl World {
             starved: self.slow,
         };
         let served = replica.is_serving();
+        let before = (replica.is_outside(), replica.config().generation);
         let actions = replica.handle(input, now, &mut env);
         let serves = replica.is_serving();
         node.serving_changed |= serves != served;
+        if !replica.is_outside() && before != (false, replica.config().generation) {
+            node.accepted.insert(pg, ACCEPTED_TOLD);
+            node.serving_changed = true;
+        }
         if serves && !served {
             let (complete, config) = (replica.state().complete, replica.config().clone());
             self.log(|| format!("{id} serves {}", crate::show::config(&config)));

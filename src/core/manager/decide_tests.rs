@@ -379,12 +379,76 @@ fn what_a_learner_has_is_known_while_it_learns() {
     let mut runtime = settled(&map, &[(1, 1, FULL), (4, 1, FULL)]);
     let generation = Generation { epoch: 1, n: 5 };
     let says = |disk, complete| (DiskId(disk), PG, Copy { generation, complete, flush_mark: 0 });
-    runtime.handle_copies(NodeId(4), &map, &[says(4, false)]);
+    runtime.handle_copies(NodeId(4), &[says(4, false)]);
     assert!(!runtime.disks[&DiskId(4)].copies[&PG].complete);
-    runtime.handle_copies(NodeId(5), &map, &[says(4, true)]);
+    runtime.handle_copies(NodeId(5), &[says(4, true)]);
     assert!(!runtime.disks[&DiskId(4)].copies[&PG].complete, "another node's word about it");
-    runtime.handle_copies(NodeId(1), &map, &[says(1, false)]);
-    assert!(runtime.disks[&DiskId(1)].copies[&PG].complete, "late news of a member from before it was one");
+}
+
+/// R2, R19: what the simulator found. A learner's old copy counted as complete, and as new as the configuration that it
+/// learns; it could be taken as the truth before the copy that has everything.
+#[test]
+fn a_learner_is_not_the_truth_before_it_says_what_it_has() {
+    let mut map = map();
+    let mut runtime = settled(&map, &[(1, 2, Some((4, true, 9))), (2, 2, FULL), (3, 2, Some((5, false, 0)))]);
+    let learner = Learner { replica: replica(1, 2), replaces: Some(DiskId(1)), class: ResyncClass::Repair };
+    map.pgs.get_mut(&PG).unwrap().learners.push(learner);
+    runtime.note_learner(replica(1, 2), &map.pgs[&PG]);
+    let copy = runtime.disks[&DiskId(1)].copies[&PG];
+    assert_eq!((copy.generation.n, copy.complete), (4, false));
+    let truth = |map: &ClusterMap, runtime: &Runtime| match &decided(map, runtime)[..] {
+        [Command::SetMembers { truth, .. }] => Ok(truth.disk.0),
+        other => Err(other.to_vec()),
+    };
+    assert_eq!(truth(&map, &runtime), Ok(2));
+    // It has said that it is complete; that may have been before it began.
+    let says = Copy { generation: Generation { epoch: 1, n: 6 }, complete: true, flush_mark: 0 };
+    runtime.handle_copies(NodeId(1), &[(DiskId(1), PG, says)]);
+    let drop = Command::DropLearner { pg: PG, replica: replica(1, 2) };
+    assert_eq!(truth(&map, &runtime), Err(vec![drop]));
+    map.pgs.get_mut(&PG).unwrap().learners.clear();
+    assert_eq!(truth(&map, &runtime), Ok(1), "it says so although it doesn't learn");
+}
+
+/// R8: what the simulator found. A gateway names a node only while it must reach it: when the role had moved away, the plan
+/// gave it back at once, for ever.
+#[test]
+fn a_primary_that_its_writer_could_not_reach_gets_the_role_back_less_and_less_often() {
+    let mut map = map();
+    let volume = crate::core::cluster::Volume {
+        id: crate::core::ids::VolumeId(1),
+        name: "v".into(),
+        pool: PoolId(1),
+        size_bytes: 512,
+        stripes: vec![crate::core::cluster::Stripe { first_chunk: 0, pgs: vec![0] }],
+        incarnation: 1,
+        attached_to: "g".into(),
+        priority: 0,
+        deleting: false,
+    };
+    map.volumes.insert(volume.id, volume);
+    let mut runtime = settled(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)]);
+    runtime.handle_gateway(ConnId(1), "g".into(), later(3000));
+    for (time, pause_ms) in [2000, 4000].into_iter().enumerate() {
+        let began = runtime.now;
+        for ms in (0..=2000).step_by(500) {
+            let at = began + std::time::Duration::from_millis(ms);
+            runtime.handle_gateway_heartbeat(ConnId(1), &[NodeId(1)], at);
+            runtime.now = at;
+            runtime.weigh_gateways(&map);
+        }
+        let cut = runtime.now;
+        assert!(runtime.is_cut_off(PG, NodeId(1)), "time {time}");
+        let mut later = |ms| {
+            let at = cut + std::time::Duration::from_millis(ms);
+            runtime.handle_gateway_heartbeat(ConnId(1), &[], at);
+            runtime.now = at;
+            runtime.weigh_gateways(&map);
+            (runtime.is_cut_off(PG, NodeId(1)), runtime.was_cut_off(PG, NodeId(1)))
+        };
+        assert_eq!(later(pause_ms - 1), (false, true), "time {time}");
+        assert_eq!(later(pause_ms), (false, false), "time {time}");
+    }
 }
 
 /// R7: its node is heard and says that the disk doesn't answer.

@@ -174,10 +174,19 @@ impl Manager {
                 return; // The disk may be removing this very copy; in the end it keeps what its map lists.
             }
             let config = config.clone();
-            self.runtime.note_copy(learner.replica, &config, false);
+            self.runtime.note_learner(learner.replica, &config);
         }
-        // Overtaken by a change of this turn.
-        drop(self.apply(COORDINATOR, command));
+        let dropped = match &command {
+            Command::DropLearner { pg, replica } => Some((*pg, *replica)),
+            _ => None,
+        };
+        // A refusal: overtaken by a change of this turn.
+        let done = self.apply(COORDINATOR, command).is_ok();
+        if let Some((pg, replica)) = dropped.filter(|_| done)
+            && let Some(config) = self.state.map().pgs.get(&pg)
+        {
+            self.runtime.note_learner(replica, config);
+        }
     }
 
     /// Something that is not in the map changed for PGs.
@@ -299,7 +308,10 @@ impl Manager {
                 self.pg_bytes.insert(*pg, *bytes);
             }
         }
-        self.runtime.handle_copies(node, self.state.map(), &report.copies);
+        // Copies of pools that are gone are purged by what the disk said first.
+        let map = self.state.map();
+        let known: Vec<_> = report.copies.iter().filter(|(_, pg, _)| map.pgs.contains_key(pg)).copied().collect();
+        self.runtime.handle_copies(node, &known);
         if let Some(view) = self.runtime.nodes.get_mut(&node) {
             view.serving = report.serving;
             view.lagging = (self.now, report.lagging);

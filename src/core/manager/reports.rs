@@ -57,7 +57,7 @@ pub struct Report {
     pub disks: Vec<ReportedDisk>,
     /// Bytes of the PGs that it leads.
     pub pg_bytes: Vec<(PgId, u64)>,
-    /// Copies that are no members: learners, and old ones.
+    /// Copies that are no members: learners, and old ones; and members that have just accepted a configuration.
     pub copies: Vec<(DiskId, PgId, Copy)>,
     /// PGs that it serves as primary.
     pub serving: BTreeSet<PgId>,

@@ -159,6 +159,8 @@ pub struct Runtime {
     flaps: BTreeMap<(PgId, DiskId), (u32, Instant)>,
     /// PGs and nodes that the PG's writer can't reach.
     cut_off: BTreeSet<(PgId, NodeId)>,
+    /// The same for a while after: how often it began, and when it was seen last.
+    cut_off_lately: BTreeMap<(PgId, NodeId), (u32, Instant)>,
     /// PGs that have dropped a volume which is being deleted.
     pub dropped: BTreeMap<VolumeId, BTreeSet<PgId>>,
     /// Since when a PG has fewer live members than its pool wants.
@@ -181,6 +183,7 @@ impl Runtime {
             accusations: BTreeMap::new(),
             flaps: BTreeMap::new(),
             cut_off: BTreeSet::new(),
+            cut_off_lately: BTreeMap::new(),
             dropped: BTreeMap::new(),
             short_since: BTreeMap::new(),
             no_grace: BTreeSet::new(),
@@ -285,9 +288,7 @@ impl Runtime {
 
     /// The disk was removed from the PG although it answers, and its pause isn't over.
     pub fn is_flapping(&self, pg: PgId, disk: DiskId) -> bool {
-        self.flaps
-            .get(&(pg, disk))
-            .is_some_and(|(count, at)| self.now.since(*at) < FLAP_PAUSE * 2u32.pow((count - 1).min(FLAP_DOUBLINGS_MAX)))
+        self.flaps.get(&(pg, disk)).is_some_and(|(count, at)| self.now.since(*at) < pause_after(*count))
     }
 
     /// This process was itself stopped for a while.
@@ -351,7 +352,7 @@ impl Runtime {
 
     /// Finds the PGs whose writer can't reach a node that others hear (R8). Call it before deciding.
     pub fn weigh_gateways(&mut self, map: &ClusterMap) {
-        self.cut_off.clear();
+        let before = std::mem::take(&mut self.cut_off);
         for view in self.gateways.values() {
             if self.now.since(view.unreachable.0) >= UNREACHABLE_KEPT {
                 continue;
@@ -367,6 +368,18 @@ impl Runtime {
                 self.cut_off.extend(volume.pgs().flat_map(|pg| nodes.iter().map(move |n| (pg, *n))));
             }
         }
+        let now = self.now;
+        self.cut_off_lately.retain(|_, (_, last)| now.since(*last) < FLAP_KEPT);
+        for key in &self.cut_off {
+            let lately = self.cut_off_lately.entry(*key).or_insert((0, now));
+            *lately = (lately.0.saturating_add(u32::from(!before.contains(key))), now);
+        }
+    }
+
+    /// The PG's writer can't reach the node, or could not a while ago: it says so only while it must. A plan must not give
+    /// the role back at once, each time with a stall; it tries less and less often.
+    pub fn was_cut_off(&self, pg: PgId, node: NodeId) -> bool {
+        self.cut_off_lately.get(&(pg, node)).is_some_and(|(count, at)| self.now.since(*at) < pause_after(*count))
     }
 
     /// The PG's writer can't reach the node.
@@ -394,13 +407,20 @@ impl Runtime {
         }
     }
 
-    /// A node says how far copies are that are no members: learners, and old ones.
-    pub fn handle_copies(&mut self, node: NodeId, map: &ClusterMap, copies: &[(DiskId, PgId, Copy)]) {
+    /// A disk learns, or has ended to: what was known of its copy counts no more before it says so anew. Its generation
+    /// stays: a copy that is complete again before it has learnt is as old as it was.
+    pub fn note_learner(&mut self, replica: Replica, config: &PgConfig) {
+        if let Some(view) = self.disks.get_mut(&replica.disk).filter(|v| v.boot == replica.boot) {
+            let new = Copy { generation: config.generation, ..Copy::default() };
+            view.copies.entry(config.pg).or_insert(new).complete = false;
+        }
+    }
+
+    /// A node says what copies are: learners and old ones each second, and a member when it has accepted a configuration. A
+    /// word from before it became a member may come late; then its acceptance follows.
+    pub fn handle_copies(&mut self, node: NodeId, copies: &[(DiskId, PgId, Copy)]) {
         for (disk, pg, copy) in copies {
-            let Some(view) = self.disks.get_mut(disk).filter(|d| d.node == node) else { continue };
-            let replica = Replica { disk: *disk, boot: view.boot };
-            // What it said before it became a member may come late.
-            if map.pgs.get(pg).is_some_and(|c| !c.is_member(replica)) {
+            if let Some(view) = self.disks.get_mut(disk).filter(|d| d.node == node) {
                 view.copies.insert(*pg, *copy);
             }
         }
@@ -479,6 +499,11 @@ impl Runtime {
                 && map.nodes.get(&d.node).is_some_and(|n| n.admin_state == NodeAdminState::Active)
         })
     }
+}
+
+/// How long after the `count`th time.
+fn pause_after(count: u32) -> Duration {
+    FLAP_PAUSE * 2u32.pow(count.saturating_sub(1).min(FLAP_DOUBLINGS_MAX))
 }
 
 fn absent(since: Instant) -> NodeView {

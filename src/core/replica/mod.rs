@@ -560,6 +560,11 @@ impl Replica {
         (self.repaired_blocks, self.lost_blocks)
     }
 
+    /// True while its disk owes an answer: what is queued there would come after a purge, and bring a record back.
+    pub fn has_disk_work(&self) -> bool {
+        !self.disk_waits.is_empty()
+    }
+
     /// True if something here waits for time to pass: the driver then ticks often.
     pub fn needs_ticks(&self) -> bool {
         !self.sessions.is_empty()
