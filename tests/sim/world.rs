@@ -607,7 +607,10 @@ impl World {
     fn act(&mut self, id: DiskId, pg: PgId, action: Action) {
         match action {
             Action::Reply { request, reply } => self.reply(id, request, reply),
-            Action::Send { to, message } => self.send(id, to, pg, message),
+            Action::Send { to, message } => {
+                self.log(|| format!("{id}/{} -> {to}: {}", pg.index, crate::show::clip(&format!("{message:?}"))));
+                self.send(id, to, pg, message);
+            }
             Action::Disk { token, op } => self.disk_op(id, pg, token, op),
             Action::Propose { proposal, base, change } => self.propose(id, pg, proposal, base, &change),
             Action::AcceptGeneration { config } => {

@@ -253,6 +253,8 @@ struct Activation {
     /// Promoted learners that have not been told where sequences begin for them: after this one. They have all up to
     /// here by copies and forwards.
     newcomers: BTreeMap<DiskId, u64>,
+    /// Where sequences begin for those that have been told. The word may be lost with a link: then they hear it again.
+    bases: BTreeMap<DiskId, u64>,
     max_sequence: u64,
     uncommitted: BTreeSet<(ChunkId, u32, u32)>,
     grants_end: Option<Instant>,
@@ -347,6 +349,8 @@ pub struct Replica {
     granted_later: Vec<Ticket>,
     proposal: Option<(u64, Change)>,
     propose_after: Instant,
+    /// Removals that were refused in a row.
+    removals_refused: usize,
     /// A primary that can't keep this PG asks that another lead it.
     leaving: bool,
     lease_waiters: Vec<(RequestId, ClientReply)>,
@@ -427,6 +431,7 @@ impl Replica {
             granted_later: Vec::new(),
             proposal: None,
             propose_after: Instant(0),
+            removals_refused: 0,
             leaving: false,
             lease_waiters: Vec::new(),
             dropping: BTreeMap::new(),
