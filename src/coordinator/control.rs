@@ -47,8 +47,15 @@ impl Owner {
             (kind::VOLUME_DROPPED, PeerRole::Node(node)) => decode(&frame).map(|m| self.volume_dropped(node, m)),
             (kind::ATTACH, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.attach(id, name, m)),
             (kind::RELEASE, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.release_volume(&name, m)),
+            (kind::SETTLED, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.settled(&name, m)),
             (
-                kind::PROPOSE | kind::STATS | kind::PURGED | kind::VOLUME_DROPPED | kind::ATTACH | kind::RELEASE,
+                kind::PROPOSE
+                | kind::STATS
+                | kind::PURGED
+                | kind::VOLUME_DROPPED
+                | kind::ATTACH
+                | kind::RELEASE
+                | kind::SETTLED,
                 PeerRole::New | PeerRole::Observer | PeerRole::Node(_) | PeerRole::Gateway(_),
             ) => {
                 Err(format!("message {:#06x} came before the registration or from the wrong kind of peer", frame.kind))
@@ -228,7 +235,8 @@ impl Owner {
     fn attach(&mut self, id: ConnId, gateway: String, m: control::Attach) {
         let mut reply = control::AttachReply { volume: m.volume.clone(), ..control::AttachReply::default() };
         match self.manager.handle_attach(id, gateway.clone(), &m.volume, m.take_over, m.had_incarnation) {
-            Ok(Attachment::Granted { volume, fenced }) => {
+            Ok(Attachment::Granted { volume, fenced, lost }) => {
+                reply.lost = lost;
                 (reply.id, reply.incarnation) = (volume.id.0, volume.incarnation);
                 reply.set_outcome(AttachOutcome::Granted);
                 if let Some((name, incarnation)) = fenced {
@@ -254,7 +262,7 @@ impl Owner {
     /// Tells the connections of the gateway that lost a volume.
     fn fence(&mut self, name: &str, winner: ConnId, volume: VolumeId, incarnation: u64, by: &str) {
         let reason = format!("gateway {by:?} has taken the volume over");
-        let message = control::Release { id: volume.0, incarnation, reason };
+        let message = control::Release { id: volume.0, incarnation, reason, untold: false };
         let losers =
             self.conns.iter().filter(|(id, c)| **id != winner && matches!(&c.role, PeerRole::Gateway(n) if n == name));
         let losers: Vec<ConnId> = losers.map(|(id, _)| *id).collect();
@@ -263,9 +271,15 @@ impl Owner {
         }
     }
 
+    fn settled(&mut self, gateway: &str, m: control::Settled) {
+        self.manager.handle_settled(gateway, VolumeId(m.id), m.incarnation, m.durability);
+    }
+
     fn release_volume(&mut self, gateway: &str, m: control::Release) {
         // The first that waits is next.
-        let Some((name, next)) = self.manager.handle_release(gateway, VolumeId(m.id), m.incarnation) else { return };
+        let Some((name, next)) = self.manager.handle_release(gateway, VolumeId(m.id), m.incarnation, m.untold) else {
+            return;
+        };
         let attach = control::Attach { volume: name, take_over: false, had_incarnation: 0 };
         self.attach(next.conn, next.gateway, attach);
     }

@@ -98,8 +98,8 @@ impl World {
     pub fn release(&mut self, i: usize) {
         self.log(|| format!("gateway {i} releases the volume"));
         self.coverage.add("gateway hand-overs", 1);
-        let incarnation = self.gateways[i].incarnation;
-        self.send_up(Peer::Gateway(i), Up::Release(incarnation));
+        let (incarnation, untold) = (self.gateways[i].incarnation, self.gateways[i].is_loss_untold());
+        self.send_up(Peer::Gateway(i), Up::Release(incarnation, untold));
         self.gateway_fenced(i);
         self.gateways[i].alive = false;
         let links: Vec<ClientLink> = self.clients.keys().copied().filter(|l| l.0 == i).collect();
@@ -184,7 +184,10 @@ impl World {
                     self.gateways[i].replays += 1;
                 }
                 RouterAction::Fenced => self.gateway_lost(i),
-                RouterAction::LossTold => {}
+                RouterAction::LossTold => {
+                    self.coverage.add("losses told (R13)", 1);
+                    self.gateways[i].losses_told += 1;
+                }
             }
         }
     }

@@ -78,6 +78,7 @@ impl World {
                 let g = &self.gateways[i];
                 let had_incarnation = if g.attached { g.incarnation } else { 0 };
                 let (name, take_over) = (g.name.clone(), g.take_over);
+                self.gateways[i].settled = None;
                 self.send_up(peer, Up::Hello(name));
                 self.send_up(peer, Up::Attach { take_over, had_incarnation });
             }
@@ -122,6 +123,11 @@ impl World {
             Peer::Gateway(i) => self.gateway_unreachable(i),
         };
         self.send_up(peer, Up::Heartbeat(unreachable));
+        if let Peer::Gateway(i) = peer
+            && let Some((incarnation, durability)) = self.gateways[i].take_settled()
+        {
+            self.send_up(peer, Up::Settled(incarnation, durability));
+        }
         self.after(BEAT_NS, Event::Beat { peer, conn });
     }
 
@@ -248,12 +254,12 @@ impl World {
                 self.gateways[i].handle_map(map);
                 self.dispatch(i);
             }
-            (Peer::Gateway(i), Down::Granted(incarnation)) => {
+            (Peer::Gateway(i), Down::Granted(incarnation, lost)) => {
                 let g = &mut self.gateways[i];
                 if g.attached && g.incarnation != incarnation {
                     return self.gateway_lost(i);
                 }
-                g.grant(incarnation);
+                g.grant(incarnation, lost);
                 self.dispatch(i);
             }
             (Peer::Gateway(i), Down::Standby) if self.gateways[i].attached => self.gateway_lost(i),

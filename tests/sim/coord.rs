@@ -48,17 +48,28 @@ pub enum Up {
         take_over: bool,
         had_incarnation: u64,
     },
-    Release(u64),
+    Release(u64, bool),
+    /// What the volume's PGs may have lost has been sent again (R13).
+    Settled(u64, u64),
 }
 
 /// What the coordinator says.
 #[derive(Clone, Debug)]
 pub enum Down {
     Ack,
-    Map { map: Arc<ClusterMap>, changed: Vec<PgConfig> },
-    Outcome { pg: PgId, proposal: u64, accepted: bool, config: Option<PgConfig> },
+    Map {
+        map: Arc<ClusterMap>,
+        changed: Vec<PgConfig>,
+    },
+    Outcome {
+        pg: PgId,
+        proposal: u64,
+        accepted: bool,
+        config: Option<PgConfig>,
+    },
     Purge(Purge),
-    Granted(u64),
+    /// The incarnation, and whether the next FLUSH must fail (R13).
+    Granted(u64, bool),
     Standby,
     Fenced,
 }
@@ -301,8 +312,11 @@ impl Coordinator {
             (Up::Attach { take_over, had_incarnation }, Peer::Gateway(_), Some(name)) => {
                 self.attach(id, name, take_over, had_incarnation);
             }
-            (Up::Release(incarnation), Peer::Gateway(_), Some(name)) => {
-                if let Some((_, next)) = self.manager.handle_release(&name, VOLUME, incarnation) {
+            (Up::Settled(incarnation, durability), Peer::Gateway(_), Some(name)) => {
+                self.manager.handle_settled(&name, VOLUME, incarnation, durability);
+            }
+            (Up::Release(incarnation, untold), Peer::Gateway(_), Some(name)) => {
+                if let Some((_, next)) = self.manager.handle_release(&name, VOLUME, incarnation, untold) {
                     self.attach(next.conn, next.gateway, false, 0);
                 }
             }
@@ -336,8 +350,8 @@ impl Coordinator {
 
     fn attach(&mut self, conn: ConnId, gateway: String, take_over: bool, had: u64) {
         match self.manager.handle_attach(conn, gateway.clone(), "v", take_over, had) {
-            Ok(Attachment::Granted { volume, fenced }) => {
-                self.send(conn, Down::Granted(volume.incarnation));
+            Ok(Attachment::Granted { volume, fenced, lost }) => {
+                self.send(conn, Down::Granted(volume.incarnation, lost));
                 if let Some((loser, _)) = fenced {
                     let named = |c: &Conn| c.gateway.as_ref() == Some(&loser);
                     let losers: Vec<ConnId> =

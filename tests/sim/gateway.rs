@@ -116,6 +116,10 @@ pub struct Gateway {
     /// When it started.
     pub since: u64,
     pub map: Arc<ClusterMap>,
+    /// What the coordinator has been told last on this link.
+    pub settled: Option<u64>,
+    /// So many flushes may fail, to say so (R13).
+    pub losses_told: u64,
     pub router: Router,
     ops: BTreeMap<u64, Op>,
     next: u64,
@@ -151,6 +155,8 @@ impl Gateway {
             since,
             released: false,
             map: Arc::default(),
+            settled: None,
+            losses_told: 0,
             router: Router::new(VOLUME, 0),
             ops: BTreeMap::new(),
             next: 0,
@@ -173,12 +179,30 @@ impl Gateway {
     }
 
     /// The coordinator granted it the volume; it starts when it has the map too.
-    pub fn grant(&mut self, incarnation: u64) {
+    pub fn grant(&mut self, incarnation: u64, lost: bool) {
         if !self.attached {
             (self.attached, self.incarnation, self.take_over) = (true, incarnation, false);
             self.router = Router::new(VOLUME, incarnation);
+            if lost {
+                self.router.tell_loss();
+            }
             self.router.handle_map(&self.map);
         }
+    }
+
+    /// A loss that its guest has not been told.
+    pub fn is_loss_untold(&self) -> bool {
+        self.attached && self.router.settled(&self.map).is_none()
+    }
+
+    /// What its volume's PGs may have lost is there again, up to this durability; once each time.
+    pub fn take_settled(&mut self) -> Option<(u64, u64)> {
+        let now = if self.attached { self.router.settled(&self.map) } else { None };
+        if now.is_none() || now == self.settled {
+            return None;
+        }
+        self.settled = now;
+        Some((self.incarnation, now?))
     }
 
     pub fn handle_map(&mut self, map: Arc<ClusterMap>) {
@@ -341,6 +365,10 @@ impl Gateway {
             ClientReply::IoError => {
                 model.write_lost(&op.kind.writes());
                 model.read_dropped(key);
+                if matches!(op.kind, Kind::Flush { .. }) && self.losses_told > 0 {
+                    self.losses_told -= 1;
+                    return Ok(());
+                }
                 self.io_errors += 1;
                 if self.rotten {
                     return Ok(());

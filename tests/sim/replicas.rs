@@ -179,7 +179,10 @@ impl World {
             node.map.pgs.get(&purge.pg).is_some_and(|c| {
                 c.members.iter().any(|m| m.disk == id) || c.learners.iter().any(|l| l.replica.disk == id)
             });
-        let newer = node.replicas.get(&purge.pg).is_some_and(|r| r.config().generation > purge.up_to);
+        let newer = node
+            .replicas
+            .get(&purge.pg)
+            .is_some_and(|r| r.config().generation > purge.up_to || !r.is_outside() || r.is_learning());
         let busy = node.replicas.get(&purge.pg).is_some_and(Replica::has_disk_work);
         if (guarded && (listed || newer || busy)) || node.hangs_until > now {
             return;

@@ -27,6 +27,8 @@ pub enum Attachment {
         volume: Box<Volume>,
         /// The gateway that lost it, with its incarnation.
         fenced: Option<(String, u64)>,
+        /// What the gateway before had acked may be lost: the next FLUSH says so (R13).
+        lost: bool,
     },
     /// Another gateway has it: the wish waits until that one releases it.
     Standby {
@@ -53,11 +55,11 @@ impl Manager {
         let command =
             Command::Attach { volume: volume.to_owned(), gateway: gateway.clone(), take_over, had_incarnation };
         match self.apply(&gateway, command)?.outcome {
-            Outcome::Attached { volume, fenced } => {
+            Outcome::Attached { volume, fenced, lost } => {
                 if let Some(queue) = self.standby.get_mut(&volume.id) {
                     queue.retain(|w| w.conn != conn);
                 }
-                Ok(Attachment::Granted { volume, fenced })
+                Ok(Attachment::Granted { volume, fenced, lost })
             }
             Outcome::Standby { volume, holder } => {
                 let queue = self.standby.entry(volume).or_default();
@@ -70,12 +72,27 @@ impl Manager {
         }
     }
 
-    /// A gateway gives a volume back. Gives the volume's name and who is next, for whom to call
-    /// [`Manager::handle_attach`].
-    pub fn handle_release(&mut self, gateway: &str, volume: VolumeId, incarnation: u64) -> Option<(String, Waiter)> {
+    /// A gateway has sent again what its volume's PGs may have lost (R13).
+    pub fn handle_settled(&mut self, gateway: &str, volume: VolumeId, incarnation: u64, durability: u64) {
+        let holds = |v: &Volume| v.attached_to == gateway && v.durability != durability;
+        if self.state.map().volumes.get(&volume).is_some_and(holds) {
+            // A refusal: its word came late.
+            drop(self.apply(gateway, Command::Settle { volume, incarnation, durability }));
+        }
+    }
+
+    /// A gateway gives a volume back. `untold`: a loss has not been told to the guest. Gives the volume's name and who is
+    /// next, for whom to call [`Manager::handle_attach`].
+    pub fn handle_release(
+        &mut self,
+        gateway: &str,
+        volume: VolumeId,
+        incarnation: u64,
+        untold: bool,
+    ) -> Option<(String, Waiter)> {
         let holds = self.state.map().volumes.get(&volume).is_some_and(|v| v.attached_to == gateway);
         // If not, it was taken over before, or this release comes late.
-        if !holds || self.apply(gateway, Command::Release { volume, incarnation }).is_err() {
+        if !holds || self.apply(gateway, Command::Release { volume, incarnation, untold }).is_err() {
             return None;
         }
         let next = self.standby.get_mut(&volume).and_then(|q| q.pop_front())?;

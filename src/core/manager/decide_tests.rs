@@ -423,6 +423,7 @@ fn a_primary_that_its_writer_could_not_reach_gets_the_role_back_less_and_less_of
         stripes: vec![crate::core::cluster::Stripe { first_chunk: 0, pgs: vec![0] }],
         incarnation: 1,
         attached_to: "g".into(),
+        durability: 0,
         priority: 0,
         deleting: false,
     };

@@ -49,10 +49,11 @@ impl Replica {
         self.actions.push(Action::AcceptGeneration { config });
     }
 
-    /// Complete, or fresh: the PG's first configuration has no data that could be missing. Or the operator's decision,
-    /// which the record itself carries (R5).
+    /// Complete, or fresh: a member under this very boot id that has accepted nothing yet was one from the PG's first
+    /// configuration on (a learner has a record), and none is active before all its members have accepted it (R3): there
+    /// is no data that could be missing. Or the operator's decision, which the record itself carries (R5).
     pub(super) fn can_be_member(&self, config: &PgConfig) -> bool {
-        let fresh = self.generation() == Generation::default() && config.generation.n == 1;
+        let fresh = self.generation() == Generation::default() && config.is_member(self.me);
         self.is_complete() || fresh || config.is_forced_on(self.me)
     }
 

@@ -135,6 +135,19 @@ impl Session {
         }
     }
 
+    pub(super) fn describe(&self) -> String {
+        format!(
+            "to {:?}, {:?}, up {}, {} todo, active {:?}, {} forwards unanswered, {} B under way",
+            self.learner,
+            self.state,
+            self.up,
+            self.todo.len(),
+            self.active.keys().take(4).collect::<Vec<_>>(),
+            self.forwards.len(),
+            self.under_way_bytes
+        )
+    }
+
     pub(super) fn progress_at(&self) -> Instant {
         self.progress_at
     }
