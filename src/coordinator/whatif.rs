@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::class_of;
 use crate::api::calls::CallFailed;
 use crate::api::types::*;
 use crate::core::cluster::ClusterMap;
 use crate::core::ids::{DiskId, NodeId};
+use crate::core::manager::plan::class_of;
 use crate::core::placement as place;
 use crate::core::units::parse_bytes;
 

@@ -36,6 +36,9 @@ const TICK: Duration = Duration::from_millis(5);
 const TURN_EVENTS: usize = 512;
 /// Disks that may speak before the map names them: a cluster's worth, so that no peer makes the table grow for ever.
 const SPEAKERS_MAX: usize = 65_536;
+/// A member that has accepted a configuration says so in so many reports: one may be lost with its link, and a registration
+/// that was made before knows nothing of it.
+const ACCEPTED_TOLD: u32 = 3;
 /// Housekeeping: reachability, deleted volumes.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 
@@ -205,6 +208,8 @@ pub struct Engine {
     wanted_stale: bool,
     /// The coordinator doesn't know yet what is served here now.
     serving_changed: bool,
+    /// Members that have just accepted a configuration, and how often the coordinator is still told.
+    accepted: BTreeMap<Key, u32>,
 }
 
 impl Engine {
@@ -238,6 +243,7 @@ impl Engine {
             watch: Watch::default(),
             wanted_stale: false,
             serving_changed: false,
+            accepted: BTreeMap::new(),
         }
     }
 
@@ -415,9 +421,16 @@ impl Engine {
     fn feed(&mut self, key: Key, input: Input) {
         let Some(replica) = self.replicas.get_mut(&key) else { return };
         let mut env = EngineEnv { leases: &self.parts.leases, throttle: &self.parts.throttle, disk: key.0 };
-        let served = replica.is_serving();
+        let before = (replica.is_serving(), replica.is_outside(), replica.config().generation);
         let actions = replica.handle(input, now(), &mut env);
-        self.serving_changed |= replica.is_serving() != served;
+        let after = (replica.is_serving(), replica.is_outside(), replica.config().generation);
+        if before != after {
+            self.serving_changed |= before.0 != after.0;
+            if !after.1 && (before.1, before.2) != (after.1, after.2) {
+                self.accepted.insert(key, ACCEPTED_TOLD);
+                self.serving_changed = true;
+            }
+        }
         if replica.needs_ticks() {
             self.ticking.insert(key);
         } else {
@@ -696,6 +709,9 @@ impl Engine {
         if self.watch.hung(disk).is_some() {
             return; // It would hang this thread too; the coordinator asks again.
         }
+        if self.replicas.get(&key).is_some_and(Replica::has_disk_work) {
+            return; // A record that is on its way would bring the copy back, complete and empty; the coordinator asks again.
+        }
         self.replicas.remove(&key);
         self.ticking.remove(&key);
         match handle.purge(pg) {
@@ -840,12 +856,12 @@ impl Engine {
             let (r, l) = replica.block_repairs();
             repaired += r;
             lost += l;
+            stats.copies.extend(self.copy_stats(*key, replica));
             if !replica.is_primary() {
                 if replica.target_is_full() {
                     stats.full_pgs.push(key.1.to_u64());
                     stats.full_disks.push(key.0.0);
                 }
-                stats.copies.extend(self.copy_stats(*key, replica));
                 continue;
             }
             if replica.is_serving() && self.watch.hung(key.0).is_none() {
@@ -888,14 +904,19 @@ impl Engine {
         }
         self.parts.counters.repaired_blocks.store(repaired, Ordering::Relaxed);
         self.parts.counters.lost_blocks.store(lost, Ordering::Relaxed);
+        self.accepted.retain(|_, left| {
+            *left -= 1;
+            *left > 0
+        });
         *self.parts.stats.lock() = stats.clone();
         drop(self.parts.control.send(ToCoordinator::Stats(Box::new(stats))));
     }
 
-    /// What the disk has of a PG whose member it isn't.
+    /// What the disk has of a PG whose member it isn't, or has just become.
     fn copy_stats(&self, (disk, pg): Key, replica: &Replica) -> Option<msg::CopyStats> {
         let config = replica.config();
-        if !replica.is_outside() || config.generation == Generation::default() {
+        let tells = replica.is_outside() || self.accepted.contains_key(&(disk, pg));
+        if !tells || config.generation == Generation::default() {
             return None;
         }
         let report = msg::PgReport {

@@ -484,7 +484,8 @@ pub struct Stats {
     /// The process that counts (see `Register.process`).
     #[prost(uint64, tag = "15")]
     pub process: u64,
-    /// Copies on this node's disks that are no members: learners, and old ones. What each disk knows of its PG.
+    /// Copies on this node's disks that are no members (learners, and old ones), and members that have just accepted a
+    /// configuration. What each disk knows of its PG.
     #[prost(message, repeated, tag = "16")]
     pub copies: Vec<CopyStats>,
     /// Members for which this node's primaries have waited too long.

@@ -256,6 +256,8 @@ struct Activation {
     /// Promoted learners that have not been told where sequences begin for them: after this one. They have all up to
     /// here by copies and forwards.
     newcomers: BTreeMap<DiskId, u64>,
+    /// Where sequences begin for those that have been told. The word may be lost with a link: then they hear it again.
+    bases: BTreeMap<DiskId, u64>,
     max_sequence: u64,
     uncommitted: BTreeSet<(ChunkId, u32, u32)>,
     grants_end: Option<Instant>,
@@ -350,6 +352,8 @@ pub struct Replica {
     granted_later: Vec<Ticket>,
     proposal: Option<(u64, Change)>,
     propose_after: Instant,
+    /// Removals that were refused in a row.
+    removals_refused: usize,
     /// A primary that can't keep this PG asks that another lead it.
     leaving: bool,
     lease_waiters: Vec<(RequestId, ClientReply)>,
@@ -430,6 +434,7 @@ impl Replica {
             granted_later: Vec::new(),
             proposal: None,
             propose_after: Instant(0),
+            removals_refused: 0,
             leaving: false,
             lease_waiters: Vec::new(),
             dropping: BTreeMap::new(),
@@ -632,6 +637,11 @@ impl Replica {
     /// (blocks repaired from another replica, blocks that no replica had right), since the start.
     pub fn block_repairs(&self) -> (u64, u64) {
         (self.repaired_blocks, self.lost_blocks)
+    }
+
+    /// True while its disk owes an answer: what is queued there would come after a purge, and bring a record back.
+    pub fn has_disk_work(&self) -> bool {
+        !self.disk_waits.is_empty()
     }
 
     /// True if something here waits for time to pass: the driver then ticks often.

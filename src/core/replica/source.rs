@@ -205,6 +205,11 @@ impl Session {
         !self.forwards.is_empty()
     }
 
+    /// Its last phase, and it hasn't applied this operation: no ack before it has.
+    pub(super) fn owes(&self, sequence: u64) -> bool {
+        self.is_final() && self.forwards.contains(&sequence)
+    }
+
     fn is_final(&self) -> bool {
         matches!(self.state, State::Finishing | State::Ready)
     }
