@@ -16,6 +16,7 @@ mod files;
 mod force;
 mod owner;
 mod plan;
+mod progress;
 mod runtime;
 mod session;
 mod totals;

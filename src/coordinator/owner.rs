@@ -146,7 +146,7 @@ pub struct Owner {
     pub(super) standby: BTreeMap<VolumeId, VecDeque<Waiter>>,
     pub(super) pg_bytes: BTreeMap<PgId, u64>,
     pub(super) fresh_disks: BTreeMap<DiskId, Instant>,
-    pub(super) rate: super::view::RateWindow,
+    pub(super) progress: super::progress::Progress,
     pub(super) effects: Vec<Effect>,
     pub(super) batch: Batch,
     pub(super) now: Instant,
@@ -192,7 +192,7 @@ impl Owner {
             standby: BTreeMap::new(),
             pg_bytes: BTreeMap::new(),
             fresh_disks: BTreeMap::new(),
-            rate: super::view::RateWindow::default(),
+            progress: super::progress::Progress::default(),
             effects: Vec::new(),
             batch: Batch::default(),
             now,
@@ -280,8 +280,9 @@ impl Owner {
             Input::Admin(message) => self.handle_admin(message),
             Input::Planned(plan) => {
                 let (moves, bytes) = (plan.totals.moves, plan.totals.bytes);
+                let id = self.planning.job.id + 1;
                 if moves > 0 {
-                    self.tell("plan", "coordinator", format!("A new plan has {moves} moves of {bytes} bytes."));
+                    self.tell("plan", "coordinator", format!("Plan {id} has {moves} moves of {bytes} bytes."));
                 }
                 for drop in self.planning.handle_planned(self.state.map(), *plan) {
                     self.apply_quietly(drop);
@@ -391,7 +392,7 @@ impl Owner {
         self.pgs_dirty = false;
         self.passed_at = self.now;
         let map = self.state.map();
-        let mut counts = Counts::of(map);
+        let mut counts = Counts::of(map).with_short(map, &self.runtime);
         let mut commands = Vec::new();
         for config in map.pgs.values() {
             let wanted = map.pools.get(&config.pg.pool).map_or(0, |p| p.replicas as usize);
@@ -466,7 +467,8 @@ impl Owner {
             self.purges.retain(|_, at| self.now.since(*at) < PURGE_INTERVAL);
             self.purge();
             self.pgs_dirty = true; // Time itself changes what may start: the grace, reorders, a gateway's word.
-            self.rate.sample(self.now, self.totals.bytes_done());
+            let left = self.left();
+            self.progress.sample(self.now, self.totals.bytes_done(), &left, self.planning.job.id);
             self.show_metrics();
         }
     }
