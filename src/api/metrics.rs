@@ -4,8 +4,8 @@
 //! role, so that a row stands here once, whoever reports it. Labels have few values each: kinds, classes, states, disks.
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Counter as FloatCounter, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::core::cluster::ResyncClass;
@@ -81,9 +81,11 @@ rows! {
         "What the throttle allows resync now, by disk; 0: unlimited.";
     HASH_MISMATCHES "evenkeel_hash_mismatches_total" Counter "" [] [Node, Gateway]
         "Blocks whose content did not match their hash.";
+    RESYNC_SENT "evenkeel_resync_sent_bytes_total" Counter "bytes" ["class"] [Node]
+        "Bytes of resync that this node put on the wire, by class: tables, hashes and blocks, both ways.";
     FSYNCS "evenkeel_fsyncs_total" Counter "" [] [Node, Coordinator]
         "Times that data was forced to stable storage.";
-    FSYNC_LATENCY "evenkeel_fsync_latency_seconds" Histo "seconds" [] [Node, Coordinator]
+    FSYNC_SECONDS "evenkeel_fsync_seconds_total" Counter "seconds" [] [Node, Coordinator]
         "Time that forcing data to stable storage took.";
     DISK_USED "evenkeel_disk_used_bytes" Gauge "bytes" ["disk"] [Node, Coordinator]
         "Bytes in used slots, by disk.";
@@ -143,9 +145,8 @@ impl Registrar {
         let opts = HistogramOpts::new(row.name, row.help).buckets(latency_buckets());
         make!(self, HistogramVec::new(opts, row.labels).expect("a row of the table"), row)
     }
-    fn histogram(&self, row: Row) -> Histogram {
-        let opts = HistogramOpts::new(row.name, row.help).buckets(latency_buckets());
-        make!(self, Histogram::with_opts(opts).expect("a row of the table"), row)
+    fn seconds(&self, row: Row) -> FloatCounter {
+        make!(self, FloatCounter::new(row.name, row.help).expect("a row of the table"), row)
     }
 }
 
@@ -234,8 +235,8 @@ pub struct ResyncBytes {
 }
 
 impl ResyncBytes {
-    fn new(r: &Registrar) -> Self {
-        let vec = r.counters(RESYNC_BYTES);
+    fn new(r: &Registrar, row: Row) -> Self {
+        let vec = r.counters(row);
         ResyncBytes { by_class: ResyncClass::ALL.map(|c| vec.with_label_values(&[c.name()])) }
     }
 
@@ -276,22 +277,28 @@ impl SpaceMetrics {
     }
 }
 
-/// Fsyncs.
+/// Fsyncs, and the time that they took.
 #[derive(Clone)]
 pub struct FsyncMetrics {
     count: IntCounter,
-    latency: Histogram,
+    seconds: FloatCounter,
 }
 
 impl FsyncMetrics {
     fn new(r: &Registrar) -> Self {
-        FsyncMetrics { count: r.counter(FSYNCS), latency: r.histogram(FSYNC_LATENCY) }
+        FsyncMetrics { count: r.counter(FSYNCS), seconds: r.seconds(FSYNC_SECONDS) }
     }
 
     /// One took this long.
-    pub fn done(&self, latency: std::time::Duration) {
+    pub fn done(&self, took: std::time::Duration) {
         self.count.inc();
-        self.latency.observe(latency.as_secs_f64());
+        self.seconds.inc_by(took.as_secs_f64());
+    }
+
+    /// Brings the counters up to totals that are kept elsewhere; never down.
+    pub fn raise_to(&self, count: u64, took: std::time::Duration) {
+        self.count.inc_by(count.saturating_sub(self.count.get()));
+        self.seconds.inc_by((took.as_secs_f64() - self.seconds.get()).max(0.0));
     }
 }
 
@@ -309,7 +316,9 @@ pub struct NodeMetrics {
     throttle_rate: IntGaugeVec,
     /// Blocks that didn't match.
     pub hash_mismatches: IntCounter,
-    /// Fsyncs of all disks.
+    /// Sent for resync.
+    pub resync_sent: ResyncBytes,
+    /// Of all disks.
     pub fsyncs: FsyncMetrics,
     /// Space by disk.
     pub space: SpaceMetrics,
@@ -398,7 +407,8 @@ impl Metrics {
         let r = Registrar { registry: Registry::new() };
         NodeMetrics {
             foreground: ForegroundMetrics::new(&r),
-            resync_bytes: ResyncBytes::new(&r),
+            resync_bytes: ResyncBytes::new(&r, RESYNC_BYTES),
+            resync_sent: ResyncBytes::new(&r, RESYNC_SENT),
             active_moves: r.gauge(ACTIVE_MOVES),
             throttle_rate: r.gauges(THROTTLE_RATE),
             hash_mismatches: r.counter(HASH_MISMATCHES),
@@ -425,7 +435,7 @@ impl Metrics {
     pub fn coordinator() -> CoordinatorMetrics {
         let r = Registrar { registry: Registry::new() };
         CoordinatorMetrics {
-            resync_bytes: ResyncBytes::new(&r),
+            resync_bytes: ResyncBytes::new(&r, RESYNC_BYTES),
             active_moves: r.gauge(ACTIVE_MOVES),
             pending_moves: r.gauge(PENDING_MOVES),
             pgs: r.gauges(PGS),

@@ -5,14 +5,15 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::decide::{PgState, state_of};
 use super::owner::{Effect, Owner};
-use super::{force, plan, whatif, wiring};
+use super::{whatif, wiring};
 use crate::api::calls::{AdminCall, AdminMessage, Answer, CallFailed};
 use crate::api::types::*;
 use crate::core::cluster::command::{Command, Context, ForcePromote, Outcome, PoolSpec, Refusal, RefusalKind};
 use crate::core::cluster::{NodeAdminState, PgConfig, Replica};
 use crate::core::ids::{PgId, PoolId};
+use crate::core::manager::decide::{PgState, state_of};
+use crate::core::manager::{force, plan};
 use crate::core::placement as place;
 use crate::core::units::parse_bytes_per_sec;
 use crate::meta::envelope;
@@ -53,7 +54,7 @@ impl Owner {
     }
 
     fn answer(&mut self, call: AdminCall) -> Answer {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         match call {
             AdminCall::Status => json(&self.status()),
             AdminCall::Nodes => json(&self.node_infos()),
@@ -67,7 +68,7 @@ impl Owner {
             AdminCall::Pg(id) => {
                 let pg: PgId = id.parse().map_err(|e| CallFailed::new(400, format!("{e}")))?;
                 let config = map.pgs.get(&pg).ok_or(Refusal::Unknown { what: "pg", name: id })?;
-                json(&self.pg_info(config, &self.planning.misplaced()))
+                json(&self.pg_info(config, &self.manager.planning.misplaced()))
             }
             AdminCall::ForcePromote(id, request) => self.force_promote(id, &request),
             AdminCall::Map => json(&MapSummary {
@@ -88,7 +89,7 @@ impl Owner {
             AdminCall::PoolSet(name, request) => self.set_pool(&name, request),
             AdminCall::PoolDelete(name) => {
                 self.apply(OPERATOR, Command::DeletePool { pool: name.clone() })?;
-                self.planning.touch(self.now);
+                self.manager.planning.touch(self.manager.now);
                 json(&Done { message: format!("pool {name} was deleted") })
             }
             AdminCall::VolumeCreate(request) => {
@@ -126,19 +127,19 @@ impl Owner {
     }
 
     fn pool(&self, name: &str) -> Answer {
-        let found = self.state.map().pools.values().find(|p| p.name == name);
+        let found = self.manager.state.map().pools.values().find(|p| p.name == name);
         let unknown = || Refusal::Unknown { what: "pool", name: name.to_owned() };
         json(&self.pool_info(found.ok_or_else(unknown)?))
     }
 
     fn volume(&self, name: &str) -> Answer {
-        let found = self.state.map().volumes.values().find(|v| v.name == name);
+        let found = self.manager.state.map().volumes.values().find(|v| v.name == name);
         let unknown = || Refusal::Unknown { what: "volume", name: name.to_owned() };
         json(&self.volume_info(found.ok_or_else(unknown)?))
     }
 
     fn create_pool(&mut self, request: PoolCreate) -> Answer {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let replicas = request.replicas.unwrap_or(3);
         let min_replicas = request.min_replicas.unwrap_or(replicas.saturating_sub(1).max(1));
         let class = request.class.unwrap_or_default();
@@ -155,9 +156,9 @@ impl Owner {
         if spec.pg_count > crate::core::cluster::state::PG_COUNT_MAX {
             return Err(Refusal::PgCountInvalid(spec.pg_count).into());
         }
-        let input = plan::input(map, &self.runtime, &self.pg_bytes, self.now);
+        let input = plan::input(map, &self.manager.runtime, &self.manager.pg_bytes, self.manager.now);
         let rule = crate::core::cluster::Pool {
-            id: PoolId(self.state.next_ids().pool),
+            id: PoolId(self.manager.state.next_ids().pool),
             name: spec.name.clone(),
             replicas,
             min_replicas,
@@ -168,13 +169,13 @@ impl Owner {
         };
         let mut rows = place::initial(&input, &plan::pool_spec(&rule));
         rows.sort_by_key(|r| r.pg);
-        let boot = |disk: &crate::core::ids::DiskId| self.runtime.live_replica(*disk);
+        let boot = |disk: &crate::core::ids::DiskId| self.manager.runtime.live_replica(*disk);
         let members: Vec<Vec<Replica>> = rows.iter().map(|r| r.disks.iter().filter_map(boot).collect()).collect();
         self.apply(OPERATOR, Command::CreatePool { spec, members: members.clone() })?;
-        let map = self.state.map().clone();
+        let map = self.manager.state.map().clone();
         for config in map.pgs.values().filter(|c| c.pg.pool == rule.id) {
             for member in &config.members {
-                self.runtime.note_copy(*member, config, true);
+                self.manager.runtime.note_copy(*member, config, true);
             }
         }
         self.pool(&request.name)
@@ -190,17 +191,17 @@ impl Owner {
         };
         let applied = self.apply(OPERATOR, command)?;
         if !applied.changed.is_empty() {
-            let map = self.state.map();
+            let map = self.manager.state.map();
             let pool = map.pools.values().find(|p| p.name == name).map(|p| p.id);
             let pgs: Vec<PgId> = map.pgs.keys().filter(|pg| Some(pg.pool) == pool).copied().collect();
-            self.runtime.no_grace.extend(pgs);
-            self.planning.touch(self.now);
+            self.manager.runtime.no_grace.extend(pgs);
+            self.manager.planning.touch(self.manager.now);
         }
         self.pool(name)
     }
 
     fn set_node_state(&mut self, name: &str, state: NodeAdminState) -> Answer {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let found = map.nodes.values().filter(|n| n.name == name || n.id.to_string() == name).max_by_key(|n| n.id);
         let node = found.map(|n| n.id);
         let name = found.map_or_else(|| name.to_owned(), |n| n.name.clone());
@@ -211,34 +212,34 @@ impl Owner {
             .filter(|c| c.members.iter().any(|m| map.disks.get(&m.disk).is_some_and(|d| Some(d.node) == node)));
         let held: Vec<PgId> = held.map(|c| c.pg).collect();
         let removing = state == NodeAdminState::Removed;
-        let answers = node.and_then(|n| self.runtime.nodes.get(&n)).is_some_and(|v| v.conn.is_some());
+        let answers = node.and_then(|n| self.manager.runtime.nodes.get(&n)).is_some_and(|v| v.conn.is_some());
         if removing && answers && !held.is_empty() {
             return Err(Refusal::NodeInUse { node: name.to_owned(), replicas: held.len() }.into());
         }
         self.apply(OPERATOR, Command::SetNodeState { node: name.to_owned(), state })?;
         if removing {
-            self.runtime.no_grace.extend(held);
-            let short: Vec<PgId> = self.runtime.short_since.keys().copied().collect();
-            self.runtime.no_grace.extend(short);
+            self.manager.runtime.no_grace.extend(held);
+            let short: Vec<PgId> = self.manager.runtime.short_since.keys().copied().collect();
+            self.manager.runtime.no_grace.extend(short);
         }
-        self.planning.touch(self.now);
+        self.manager.planning.touch(self.manager.now);
         self.node(name)
     }
 
     /// Without the operator's word it only says what would be done: the same checks, the same words.
     fn force_promote(&mut self, id: String, request: &ForcePromoteRequest) -> Answer {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let pg: PgId = id.parse().map_err(|e| CallFailed::new(400, format!("{e}")))?;
         let config = map.pgs.get(&pg).ok_or(Refusal::Unknown { what: "pg", name: id })?.clone();
-        if matches!(state_of(map, &self.runtime, &config), PgState::Clean | PgState::Degraded) {
+        if matches!(state_of(map, &self.manager.runtime, &config), PgState::Clean | PgState::Degraded) {
             let text = format!("PG {pg} is served: force-promote is the last resort for one that is not");
             return Err(CallFailed::new(409, text));
         }
-        if !self.runtime.is_settled() {
+        if !self.manager.runtime.is_settled() {
             let text = "the coordinator has just started and waits for the nodes: ask again in a few seconds";
             return Err(CallFailed::new(409, text));
         }
-        let all = force::candidates(map, &self.runtime, &config);
+        let all = force::candidates(map, &self.manager.runtime, &config);
         let chosen = match request.disk {
             Some(disk) => all.iter().find(|c| c.replica.disk == disk).ok_or_else(|| {
                 let have: Vec<String> = all.iter().map(|c| c.replica.disk.to_string()).collect();
@@ -246,7 +247,7 @@ impl Owner {
                 format!("{disk} has no copy of PG {pg} that answers and works: {have} has one")
             }),
             None => all.first().filter(|c| c.complete).ok_or_else(|| {
-                let back = force::way_back(map, &self.runtime, &config);
+                let back = force::way_back(map, &self.manager.runtime, &config);
                 match all.first() {
                     Some(c) => format!("no complete copy of PG {pg} answers: {back}; to lead with an incomplete one name it, as --disk {}", c.replica.disk),
                     None => format!("no copy of PG {pg} answers: {back}"),
@@ -255,8 +256,11 @@ impl Owner {
         };
         let chosen = *chosen.map_err(|text| CallFailed::new(409, text))?;
         let command = force::command(map, &config, &chosen, &all);
-        self.state.probe(Command::ForcePromote(command.clone()), &Context { liveness: &self.runtime })?;
-        let named = |disk| self.state.map().disks.get(&disk).map_or_else(String::new, |d| self.node_name(d.node));
+        self.manager
+            .state
+            .probe(Command::ForcePromote(command.clone()), &Context { liveness: &self.manager.runtime })?;
+        let named =
+            |disk| self.manager.state.map().disks.get(&disk).map_or_else(String::new, |d| self.node_name(d.node));
         let mut reply = ForcePromoteReply {
             pg: pg.to_string(),
             done: request.accept_data_loss,
@@ -282,14 +286,14 @@ impl Owner {
         };
         if request.accept_data_loss {
             self.apply(OPERATOR, Command::ForcePromote(command))?;
-            if let Some(config) = self.state.map().pgs.get(&pg).cloned() {
-                self.runtime.note_copy(chosen.replica, &config, true);
+            if let Some(config) = self.manager.state.map().pgs.get(&pg).cloned() {
+                self.manager.runtime.note_copy(chosen.replica, &config, true);
                 reply.generation = config.generation;
             }
             // Nobody who left is waited for.
-            self.runtime.no_grace.insert(pg);
-            self.planning.touch(self.now);
-            self.touch_pgs();
+            self.manager.runtime.no_grace.insert(pg);
+            self.manager.planning.touch(self.manager.now);
+            self.manager.touch_pgs();
         }
         json(&reply)
     }
@@ -297,8 +301,8 @@ impl Owner {
     fn force_warnings(&self, config: &PgConfig, command: &ForcePromote) -> Vec<String> {
         let leave = config.members.iter().filter(|m| m.disk != command.chosen.disk);
         let warn = |m: &Replica| {
-            let name = force::disk_on_node(self.state.map(), m.disk);
-            if self.runtime.live_boot(m.disk).is_some() {
+            let name = force::disk_on_node(self.manager.state.map(), m.disk);
+            if self.manager.runtime.live_boot(m.disk).is_some() {
                 format!("{name} leaves and becomes a copy of {}.", command.chosen.disk)
             } else {
                 format!(
@@ -310,7 +314,7 @@ impl Owner {
     }
 
     fn set_resync(&mut self, request: ResyncSet) -> Answer {
-        let mut settings = self.state.map().settings.clone();
+        let mut settings = self.manager.state.map().settings.clone();
         let r = &mut settings.resync;
         let rate = |text: &str| parse_bytes_per_sec(text).map_err(|e| CallFailed::new(400, e.to_string()));
         match request.cap.as_deref() {
@@ -350,9 +354,8 @@ impl Owner {
         reply: oneshot::Sender<Answer>,
         make: impl FnOnce(place::ClusterMap, place::Rates) -> Answer + Send + 'static,
     ) {
-        let input = plan::input(self.state.map(), &self.runtime, &self.pg_bytes, self.now);
-        let map = whatif::named(input, self.state.map());
-        let rates = whatif::rates(self.state.map());
+        let map = whatif::named(self.manager.plan_input(), self.manager.state.map());
+        let rates = whatif::rates(self.manager.state.map());
         tokio::task::spawn_blocking(move || {
             // The client may have hung up.
             let _ = reply.send(make(map, rates));
@@ -418,7 +421,7 @@ impl Owner {
                     None => unspecified,
                 };
                 // A malformed request must not use up an id.
-                let probe = Role::Node(crate::core::ids::NodeId(self.state.next_ids().node));
+                let probe = Role::Node(crate::core::ids::NodeId(self.manager.state.next_ids().node));
                 let pem = self.issue(&request.csr_pem, &probe)?;
                 let command = Command::AddNode {
                     name: request.name.clone(),
@@ -480,7 +483,7 @@ impl Owner {
 
     fn join_reply(&self, node: Option<crate::core::ids::NodeId>, certificate_pem: String) -> JoinReply {
         JoinReply {
-            cluster: self.state.map().cluster.to_string(),
+            cluster: self.manager.state.map().cluster.to_string(),
             node,
             certificate_pem,
             ca_pem: cert_pem(&self.facts.ca.cert()),

@@ -7,19 +7,19 @@ use std::net::SocketAddr;
 
 use prost::Message;
 
-use super::owner::{Effect, Owner, PeerRole, Waiter};
-use super::runtime::ConnId;
+use super::owner::{Effect, Figures, Owner, PeerRole};
+
 use super::wiring;
 use crate::core::cluster::Replica;
-use crate::core::cluster::command::{Change, Command, Outcome, Proposal};
-use crate::core::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
+use crate::core::cluster::command::{Change, Command, Outcome};
+use crate::core::ids::{BootId, DiskId, Generation, NodeId, PgId, VolumeId};
+use crate::core::manager::runtime::ConnId;
+use crate::core::manager::{Attachment, Copy, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
 use crate::core::units::Instant;
 use crate::net::identity::Role;
 use crate::wire::control::{self, AttachOutcome, ProposeKind, kind};
 use crate::wire::frame::Frame;
 
-/// Gateways that may wait for one volume: a live migration has one.
-const STANDBY_MAX: usize = 64;
 /// The feature level that this release runs.
 pub const FEATURE_LEVEL: u32 = 1;
 
@@ -47,8 +47,15 @@ impl Owner {
             (kind::VOLUME_DROPPED, PeerRole::Node(node)) => decode(&frame).map(|m| self.volume_dropped(node, m)),
             (kind::ATTACH, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.attach(id, name, m)),
             (kind::RELEASE, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.release_volume(&name, m)),
+            (kind::SETTLED, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.settled(&name, m)),
             (
-                kind::PROPOSE | kind::STATS | kind::PURGED | kind::VOLUME_DROPPED | kind::ATTACH | kind::RELEASE,
+                kind::PROPOSE
+                | kind::STATS
+                | kind::PURGED
+                | kind::VOLUME_DROPPED
+                | kind::ATTACH
+                | kind::RELEASE
+                | kind::SETTLED,
                 PeerRole::New | PeerRole::Observer | PeerRole::Node(_) | PeerRole::Gateway(_),
             ) => {
                 Err(format!("message {:#06x} came before the registration or from the wrong kind of peer", frame.kind))
@@ -70,9 +77,10 @@ impl Owner {
     }
 
     fn heartbeat(&mut self, id: ConnId, role: PeerRole, m: control::Heartbeat, at: Instant) {
+        let unreachable: Vec<NodeId> = m.unreachable.iter().map(|n| NodeId(*n)).collect();
         match role {
-            PeerRole::Node(node) => self.runtime.handle_node_heartbeat(node, id, &m.unreachable, at),
-            PeerRole::Gateway(_) => self.runtime.handle_gateway_heartbeat(id, &m.unreachable, at),
+            PeerRole::Node(node) => self.manager.runtime.handle_node_heartbeat(node, id, &unreachable, at),
+            PeerRole::Gateway(_) => self.manager.runtime.handle_gateway_heartbeat(id, &unreachable, at),
             PeerRole::New | PeerRole::Observer => {}
         }
     }
@@ -90,7 +98,7 @@ impl Owner {
     }
 
     fn check_level(&self, who: &str, min: u32, max: u32) -> Result<(), Refuse> {
-        let level = self.state.map().feature_level;
+        let level = self.manager.state.map().feature_level;
         if (min..=max).contains(&level) {
             return Ok(());
         }
@@ -101,7 +109,7 @@ impl Owner {
 
     fn register(&mut self, id: ConnId, m: control::Register) -> Result<(), Refuse> {
         let node = self.certified_node(id, m.node)?;
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let record = map.nodes.get(&node).ok_or_else(|| {
             format!("node {node} is not in this cluster's map: join it with a new token, with empty disks")
         })?;
@@ -133,41 +141,24 @@ impl Owner {
         for disk in &m.disks {
             let (id, class, capacity_bytes) = (DiskId(disk.disk), disk.class.clone(), disk.capacity_bytes);
             self.apply(&name, Command::UpdateDisk { disk: id, class, capacity_bytes }).map_err(refused)?;
-            self.fresh_disks.remove(&id);
         }
-        if let Some(old) = self.runtime.handle_registered(id, &m, self.now)
+        let process = self.manager.runtime.nodes.get(&node).map(|v| v.process);
+        if process != Some(m.process) {
+            self.figures.remove(&node);
+        } else if let Some(figures) = self.figures.get_mut(&node) {
+            figures.before = None;
+        }
+        if let Some(old) = self.manager.handle_registered(id, &name, &registration(&m))
             && let Some(conn) = self.conns.remove(&old)
         {
             conn.link.close("the node has registered again");
         }
-        for disk in m.disks.iter().filter(|d| d.failed) {
-            self.fail_disk(&name, DiskId(disk.disk));
-        }
-        for disk in &m.disks {
-            self.runtime.follow_disk(self.state.map(), DiskId(disk.disk));
-        }
-        self.tell("node-registered", &name, format!("Node {name} registered with {} disks.", m.disks.len()));
         self.set_role(id, PeerRole::Node(node));
-        self.note_registered(node);
-        let level = self.state.map().feature_level;
+        let level = self.manager.state.map().feature_level;
         let registered = wiring::frame(kind::REGISTERED, &control::Registered { feature_level: level });
         self.effects.push(Effect::Send(id, registered));
         self.effects.push(Effect::Follow(id));
         Ok(())
-    }
-
-    /// R15: the disk is out, and its PGs are repaired without grace.
-    fn fail_disk(&mut self, actor: &str, disk: DiskId) {
-        let touched = self.state.map().pgs.values().filter(|c| c.members.iter().any(|m| m.disk == disk));
-        let touched: Vec<PgId> = touched.map(|c| c.pg).collect();
-        match self.apply(actor, Command::DiskFailed { disk }) {
-            Ok(applied) if !applied.changed.is_empty() => {
-                self.runtime.no_grace.extend(touched);
-                self.planning.touch(self.now);
-            }
-            Ok(_) => {}
-            Err(refusal) => tracing::warn!(%refusal, "a disk's failure can't be recorded"),
-        }
     }
 
     fn alloc_disk(&mut self, id: ConnId, m: control::AllocDisk) -> Result<(), Refuse> {
@@ -175,8 +166,8 @@ impl Owner {
         let command = Command::AllocDisk { node, class: m.class, capacity_bytes: m.capacity_bytes };
         let applied = self.apply(&node.to_string(), command).map_err(|e| e.to_string())?;
         if let Outcome::Disk(disk) = applied.outcome {
-            self.fresh_disks.insert(disk, self.now);
-            self.planning.touch(self.now);
+            self.manager.fresh_disks.insert(disk, self.manager.now);
+            self.manager.planning.touch(self.manager.now);
             let reply = control::DiskAllocated { disk: disk.0 };
             self.effects.push(Effect::Send(id, wiring::frame(kind::DISK_ALLOCATED, &reply)));
         }
@@ -188,41 +179,13 @@ impl Owner {
         let replicas: Vec<Replica> = m.replicas.iter().map(|r| (*r).into()).collect();
         let base = Generation { epoch: m.base_epoch, n: m.base_n };
         let change = match (ProposeKind::try_from(m.kind), replicas.first()) {
-            (Ok(ProposeKind::RemoveMembers), Some(_)) => {
-                let serves = self.state.map().pgs.get(&pg).is_some_and(|c| c.generation == base);
-                if serves && replicas.len() <= crate::core::cluster::state::REPLICAS_MAX as usize {
-                    self.runtime.handle_accusation(pg, &replicas, self.now);
-                }
-                Some(Change::RemoveMembers(replicas))
-            }
+            (Ok(ProposeKind::RemoveMembers), Some(_)) => Some(Change::RemoveMembers(replicas)),
             (Ok(ProposeKind::PromoteLearner), Some(r)) => Some(Change::PromoteLearner(*r)),
             (Ok(ProposeKind::DropLearner), Some(r)) => Some(Change::DropLearner(*r)),
             _ => None,
         };
-        let removed = match &change {
-            Some(Change::RemoveMembers(replicas)) => replicas.clone(),
-            _ => Vec::new(),
-        };
-        let promoted = match &change {
-            Some(Change::PromoteLearner(replica)) => Some(*replica),
-            _ => None,
-        };
-        let actor = self.state.map().nodes.get(&from).map_or_else(|| from.to_string(), |n| n.name.clone());
-        let outcome = match change {
-            Some(change) => {
-                let proposal = Proposal { id: m.proposal, pg, base, from, change, reason: m.reason };
-                self.apply(&actor, Command::Propose(proposal)).map(|a| !a.changed.is_empty()).map_err(|e| e.to_string())
-            }
-            None => Err("the proposal names no change that this release knows, or nobody".to_owned()),
-        };
-        // An outcome that is only read again uses up no word.
-        if outcome == Ok(true) {
-            removed.iter().for_each(|r| self.runtime.handle_removed(pg, *r, self.now));
-        }
-        let config = self.state.map().pgs.get(&pg).cloned();
-        if let (Ok(_), Some(replica), Some(config)) = (&outcome, promoted, &config) {
-            self.runtime.note_copy(replica, config, true);
-        }
+        let proposed = Proposed { id: m.proposal, pg, base, change, reason: m.reason };
+        let (outcome, config) = self.manager.handle_proposal(from, proposed);
         let reply = control::ProposeReply {
             proposal: m.proposal,
             pg: m.pg,
@@ -234,63 +197,19 @@ impl Owner {
     }
 
     fn node_stats(&mut self, node: NodeId, m: control::Stats) {
-        for stats in &m.disks {
-            let disk = DiskId(stats.disk);
-            let Some(view) = self.runtime.disks.get_mut(&disk).filter(|d| d.node == node) else { continue };
-            (view.used_bytes, view.capacity_bytes) = (stats.used_bytes, stats.capacity_bytes);
-            let was_hung = std::mem::replace(&mut view.hung_ms, stats.hung_ms) > 0;
-            let fails = stats.failed && !view.failed;
-            if was_hung != (stats.hung_ms > 0) {
-                self.note_hung(disk, stats.hung_ms);
-            }
-            if fails {
-                self.fail_disk(&node.to_string(), disk);
-                self.touch_pgs();
-            }
-        }
-        for entry in &m.pg_bytes {
-            let pg = PgId::from_u64(entry.pg);
-            if self.state.map().pgs.contains_key(&pg) {
-                self.pg_bytes.insert(pg, entry.bytes);
-            }
-        }
-        self.runtime.handle_copies(node, self.state.map(), &m.copies);
+        self.manager.handle_report(node, report(&m));
         self.totals.handle_report(node, m.process, &m.resync_written_bytes);
-        let now = self.now;
-        if let Some(view) = self.runtime.nodes.get_mut(&node) {
-            view.serving = m.serving_pgs.iter().map(|pg| PgId::from_u64(*pg)).collect();
-            view.stats_before = view.stats.take();
-            view.stats = Some((now, m));
-        }
-    }
-
-    fn note_hung(&mut self, disk: DiskId, hung_ms: u64) {
-        let name = super::force::disk_on_node(self.state.map(), disk);
-        if hung_ms > 0 {
-            let seconds = hung_ms as f64 / 1000.0;
-            self.tell("disk-hung", "coordinator", format!("Disk {name} has not answered for {seconds:.1} s."));
-        } else {
-            self.tell("disk-answers", "coordinator", format!("Disk {name} answers again."));
-        }
-        self.touch_pgs();
+        let last = (self.manager.now, m);
+        let before = self.figures.remove(&node).map(|f| f.last);
+        self.figures.insert(node, Figures { last, before });
     }
 
     fn purged(&mut self, node: NodeId, m: control::Purge) {
-        let disk = DiskId(m.disk);
-        if self.runtime.disks.get(&disk).is_some_and(|d| d.node == node) {
-            self.handle_purged(PgId::from_u64(m.pg), disk);
-        }
+        self.manager.handle_purged(node, PgId::from_u64(m.pg), DiskId(m.disk));
     }
 
     fn volume_dropped(&mut self, node: NodeId, m: control::VolumeDropped) {
-        let (volume, pg) = (VolumeId(m.id), PgId::from_u64(m.pg));
-        let map = self.state.map();
-        let primary = map.pgs.get(&pg).and_then(|c| c.primary());
-        let by_primary = primary.and_then(|p| map.disks.get(&p.disk)).is_some_and(|d| d.node == node);
-        if by_primary && map.volumes.get(&volume).is_some_and(|v| v.deleting) {
-            self.runtime.dropped.entry(volume).or_default().insert(pg);
-            self.touch_pgs();
-        }
+        self.manager.handle_volume_dropped(node, VolumeId(m.id), PgId::from_u64(m.pg));
     }
 
     fn gateway_hello(&mut self, id: ConnId, m: control::GatewayHello) -> Result<(), Refuse> {
@@ -307,44 +226,31 @@ impl Owner {
             ));
         }
         self.check_level(&format!("gateway {}", m.name), m.feature_min, m.feature_max)?;
-        self.runtime.handle_gateway(id, m.name.clone(), self.now);
+        self.manager.runtime.handle_gateway(id, m.name.clone(), self.manager.now);
         self.set_role(id, PeerRole::Gateway(m.name));
         self.effects.push(Effect::Follow(id));
         Ok(())
     }
 
     fn attach(&mut self, id: ConnId, gateway: String, m: control::Attach) {
-        let command = Command::Attach {
-            volume: m.volume.clone(),
-            gateway: gateway.clone(),
-            take_over: m.take_over,
-            had_incarnation: m.had_incarnation,
-        };
         let mut reply = control::AttachReply { volume: m.volume.clone(), ..control::AttachReply::default() };
-        match self.apply(&gateway, command).map(|a| a.outcome) {
-            Ok(Outcome::Attached { volume, fenced }) => {
+        match self.manager.handle_attach(id, gateway.clone(), &m.volume, m.take_over, m.had_incarnation) {
+            Ok(Attachment::Granted { volume, fenced, lost }) => {
+                reply.lost = lost;
                 (reply.id, reply.incarnation) = (volume.id.0, volume.incarnation);
                 reply.set_outcome(AttachOutcome::Granted);
-                if let Some(queue) = self.standby.get_mut(&volume.id) {
-                    queue.retain(|w| w.conn != id);
-                }
                 if let Some((name, incarnation)) = fenced {
                     self.fence(&name, id, volume.id, incarnation, &gateway);
                 }
             }
-            Ok(Outcome::Standby { volume, holder }) => {
+            Ok(Attachment::Standby { volume, holder }) => {
                 reply.id = volume.0;
-                let queue = self.standby.entry(volume).or_default();
-                if queue.iter().all(|w| w.conn != id) && queue.len() < STANDBY_MAX {
-                    queue.push_back(Waiter { conn: id, gateway });
-                }
                 reply.reason = format!(
                     "volume {:?} is attached to gateway {holder:?}: it is yours when that one releases it, or with --take-over",
                     m.volume
                 );
                 reply.set_outcome(AttachOutcome::Standby);
             }
-            Ok(_) => {}
             Err(refusal) => {
                 reply.reason = refusal.to_string();
                 reply.set_outcome(AttachOutcome::Refused);
@@ -356,7 +262,7 @@ impl Owner {
     /// Tells the connections of the gateway that lost a volume.
     fn fence(&mut self, name: &str, winner: ConnId, volume: VolumeId, incarnation: u64, by: &str) {
         let reason = format!("gateway {by:?} has taken the volume over");
-        let message = control::Release { id: volume.0, incarnation, reason };
+        let message = control::Release { id: volume.0, incarnation, reason, untold: false };
         let losers =
             self.conns.iter().filter(|(id, c)| **id != winner && matches!(&c.role, PeerRole::Gateway(n) if n == name));
         let losers: Vec<ConnId> = losers.map(|(id, _)| *id).collect();
@@ -365,19 +271,15 @@ impl Owner {
         }
     }
 
+    fn settled(&mut self, gateway: &str, m: control::Settled) {
+        self.manager.handle_settled(gateway, VolumeId(m.id), m.incarnation, m.durability);
+    }
+
     fn release_volume(&mut self, gateway: &str, m: control::Release) {
-        let volume = VolumeId(m.id);
-        let holds = self.state.map().volumes.get(&volume).is_some_and(|v| v.attached_to == gateway);
-        if !holds {
-            return; // It was taken over before; FENCED says so.
-        }
-        if let Err(refusal) = self.apply(gateway, Command::Release { volume, incarnation: m.incarnation }) {
-            tracing::debug!(%refusal, "a release came late");
-            return;
-        }
         // The first that waits is next.
-        let Some(next) = self.standby.get_mut(&volume).and_then(|q| q.pop_front()) else { return };
-        let Some(name) = self.state.map().volumes.get(&volume).map(|v| v.name.clone()) else { return };
+        let Some((name, next)) = self.manager.handle_release(gateway, VolumeId(m.id), m.incarnation, m.untold) else {
+            return;
+        };
         let attach = control::Attach { volume: name, take_over: false, had_incarnation: 0 };
         self.attach(next.conn, next.gateway, attach);
     }
@@ -385,4 +287,45 @@ impl Owner {
 
 fn decode<M: Message + Default>(frame: &Frame) -> Result<M, Refuse> {
     M::decode(frame.meta.clone()).map_err(|e| format!("message {:#06x} is malformed: {e}", frame.kind))
+}
+
+fn copy(p: &control::PgReport) -> (PgId, Copy) {
+    let generation = Generation { epoch: p.generation_epoch, n: p.generation_n };
+    (PgId::from_u64(p.pg), Copy { generation, complete: p.complete, flush_mark: p.flush_mark })
+}
+
+fn registration(m: &control::Register) -> Registration {
+    let disk = |d: &control::DiskReport| RegisteredDisk {
+        disk: DiskId(d.disk),
+        boot: BootId(d.boot),
+        failed: d.failed,
+        used_bytes: d.used_bytes,
+        capacity_bytes: d.capacity_bytes,
+        class: d.class.clone(),
+        path: d.path.clone(),
+        copies: d.pgs.iter().map(copy).collect(),
+    };
+    let disks = m.disks.iter().map(disk).collect();
+    Registration { node: NodeId(m.node), process: m.process, pid: m.pid, disks }
+}
+
+fn report(m: &control::Stats) -> Report {
+    let disk = |d: &control::DiskStats| ReportedDisk {
+        disk: DiskId(d.disk),
+        used_bytes: d.used_bytes,
+        capacity_bytes: d.capacity_bytes,
+        failed: d.failed,
+        hung_ms: d.hung_ms,
+    };
+    let copy_of = |c: &control::CopyStats| {
+        let (pg, copy) = copy(c.report.as_ref()?);
+        Some((DiskId(c.disk), pg, copy))
+    };
+    Report {
+        disks: m.disks.iter().map(disk).collect(),
+        pg_bytes: m.pg_bytes.iter().map(|p| (PgId::from_u64(p.pg), p.bytes)).collect(),
+        copies: m.copies.iter().filter_map(copy_of).collect(),
+        serving: m.serving_pgs.iter().map(|pg| PgId::from_u64(*pg)).collect(),
+        lagging: m.lagging.iter().map(|l| (DiskId(l.disk), l.pgs, l.oldest_ms)).collect(),
+    }
 }

@@ -1,7 +1,7 @@
 //! The coordinator: holds the cluster map, watches who is alive, promotes, plans, and lets moves run.
 //!
 //! It is never on the IO path. One task owns the state ([`owner`]); links ([`session`]) and HTTP ([`crate::api::router`])
-//! send it messages. Decisions are pure: liveness ([`runtime`]), what to do for a PG ([`decide`]), plans ([`plan`]).
+//! send it messages. What it knows and decides is pure, and the simulator runs the same: [`crate::core::manager`].
 //!
 //! Invariants: every change is stable before anybody sees its effect; a restart loses nothing (what isn't stored is
 //! rebuilt from registrations); a coordinator that has just started or was frozen judges nobody at once.
@@ -10,14 +10,10 @@
 
 mod admin;
 mod control;
-mod decide;
 mod events;
 mod files;
-mod force;
 mod owner;
-mod plan;
 mod progress;
-mod runtime;
 mod session;
 mod totals;
 mod view;

@@ -6,7 +6,7 @@
 //!
 //! Bounds: the mailbox ([`MAILBOX_MAX`]) pushes back on peers; a turn takes at most a mailbox full.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,18 +15,15 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 
-use super::decide::{self, Counts};
 use super::events::EventLog;
-use super::plan::{self, Planning};
-use super::runtime::{ConnId, Judgement, Life, Runtime};
 use super::totals::Totals;
 use super::wiring;
 use crate::api::calls::{AdminMessage, Answer};
 use crate::api::metrics::CoordinatorMetrics;
-use crate::core::cluster::PgConfig;
-use crate::core::cluster::command::{Applied, Command, Context, RecordKey, Refusal};
-use crate::core::cluster::state::ClusterState;
-use crate::core::ids::{DiskId, NodeId, PgId, VolumeId};
+use crate::core::cluster::command::{Applied, Command, Refusal};
+use crate::core::ids::NodeId;
+use crate::core::manager::Manager;
+use crate::core::manager::runtime::{ConnId, Limits};
 use crate::core::placement as place;
 use crate::core::units::Instant;
 use crate::meta::{Batch, MetaError, MetaStore, records};
@@ -34,7 +31,7 @@ use crate::net::ca::ClusterCa;
 use crate::net::channel::Sender;
 use crate::net::identity::PeerIdentity;
 use crate::net::quic::Link;
-use crate::wire::control::{Refused, kind};
+use crate::wire::control::{Refused, Stats, kind};
 use crate::wire::frame::Frame;
 
 /// Messages that wait for a turn: a thousand nodes' heartbeats of a few hundred milliseconds.
@@ -43,16 +40,8 @@ pub const MAILBOX_MAX: usize = 4096;
 const TICK: Duration = Duration::from_millis(50);
 /// Deltas within this time go out together.
 const DELTA_INTERVAL: Duration = Duration::from_millis(10);
-/// How often a purge is asked for again until it is done. In between the disk gets no new copy of that PG.
-const PURGE_INTERVAL: Duration = Duration::from_secs(5);
-/// Purges in flight per turn: a purge frees slots one by one on the disk.
-const PURGES_PER_TURN: usize = 64;
 /// How often the sums of resync bytes are stored while they rise.
 const TOTALS_INTERVAL: Duration = Duration::from_millis(500);
-/// A disk that was given an id and never came holds up `wait clean` no longer than this.
-const FRESH_DISK_KEPT: Duration = Duration::from_secs(30);
-/// A plan that could not place everything is tried again after this.
-const REPLAN_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What the owner is told.
 #[derive(Debug)]
@@ -116,10 +105,11 @@ pub(super) enum Effect {
     Answer(oneshot::Sender<Answer>, Answer),
 }
 
-/// A gateway that waits for a volume.
-pub(super) struct Waiter {
-    pub(super) conn: ConnId,
-    pub(super) gateway: String,
+/// A node's last figures, and those before, for rates.
+#[derive(Debug)]
+pub(super) struct Figures {
+    pub(super) last: (Instant, Stats),
+    pub(super) before: Option<(Instant, Stats)>,
 }
 
 /// Fixed facts of the daemon.
@@ -136,31 +126,19 @@ pub struct Facts {
 
 /// The owner.
 pub struct Owner {
-    pub(super) state: ClusterState,
-    pub(super) runtime: Runtime,
-    pub(super) planning: Planning,
+    pub(super) manager: Manager,
+    pub(super) figures: BTreeMap<NodeId, Figures>,
     pub(super) totals: Totals,
     pub(super) events: EventLog,
     pub(super) facts: Facts,
     pub(super) conns: BTreeMap<ConnId, Conn>,
-    pub(super) standby: BTreeMap<VolumeId, VecDeque<Waiter>>,
-    pub(super) pg_bytes: BTreeMap<PgId, u64>,
-    pub(super) fresh_disks: BTreeMap<DiskId, Instant>,
     pub(super) progress: super::progress::Progress,
     pub(super) effects: Vec<Effect>,
     pub(super) batch: Batch,
-    pub(super) now: Instant,
     pub(super) store: Arc<dyn MetaStore>,
-    changed: BTreeSet<RecordKey>,
     head: Option<Vec<u8>>,
-    pgs_dirty: bool,
-    purges: BTreeMap<(PgId, DiskId), Instant>,
-    planned_as_lost: BTreeSet<NodeId>,
-    passed_at: Instant,
     pass_cost: Duration,
-    purged_at: Instant,
     totals_at: Instant,
-    planned_at: Instant,
     sent_at: Instant,
     inbox: mpsc::WeakSender<Input>,
 }
@@ -182,31 +160,19 @@ impl Owner {
         facts.map_version.store(state.map().version, Ordering::Relaxed);
         let head = store.get(records::HEAD_KEY)?;
         Ok(Owner {
-            state,
-            runtime: Runtime::new(now),
-            planning: Planning::default(),
+            manager: Manager::new(state, now, Limits::default()),
+            figures: BTreeMap::new(),
             totals,
             events,
             facts,
             conns: BTreeMap::new(),
-            standby: BTreeMap::new(),
-            pg_bytes: BTreeMap::new(),
-            fresh_disks: BTreeMap::new(),
             progress: super::progress::Progress::default(),
             effects: Vec::new(),
             batch: Batch::default(),
-            now,
             store,
-            changed: BTreeSet::new(),
             head,
-            pgs_dirty: true,
-            purges: BTreeMap::new(),
-            planned_as_lost: BTreeSet::new(),
-            passed_at: now,
             pass_cost: Duration::ZERO,
-            purged_at: now,
             totals_at: now,
-            planned_at: now,
             sent_at: now,
             inbox,
         })
@@ -217,7 +183,7 @@ impl Owner {
     /// # Errors
     /// They are out of range.
     pub fn set_times(&mut self, debounce: Option<f64>, grace: Option<f64>) -> Result<(), Refusal> {
-        let mut settings = self.state.map().settings.clone();
+        let mut settings = self.manager.state.map().settings.clone();
         settings.debounce_seconds = debounce.unwrap_or(settings.debounce_seconds);
         settings.grace_seconds = grace.unwrap_or(settings.grace_seconds);
         self.apply("coordinator", Command::SetSettings { settings }).map(|_| ())
@@ -259,11 +225,11 @@ impl Owner {
     }
 
     async fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), MetaError> {
-        self.now = wiring::now();
+        self.manager.begin(wiring::now());
         for input in inputs.drain(..) {
             self.handle(input);
         }
-        self.judge();
+        self.manager.judge();
         self.decide();
         self.plan();
         self.housekeep();
@@ -278,249 +244,87 @@ impl Owner {
             Input::Frame(id, frame, at) => self.handle_frame(id, frame, at),
             Input::Closed(id, by_process) => self.handle_closed(id, by_process),
             Input::Admin(message) => self.handle_admin(message),
-            Input::Planned(plan) => {
-                let (moves, bytes) = (plan.totals.moves, plan.totals.bytes);
-                let id = self.planning.job.id + 1;
-                if moves > 0 {
-                    self.tell("plan", "coordinator", format!("Plan {id} has {moves} moves of {bytes} bytes."));
-                }
-                for drop in self.planning.handle_planned(self.state.map(), *plan) {
-                    self.apply_quietly(drop);
-                }
-            }
+            Input::Planned(plan) => self.manager.handle_planned(*plan),
             Input::Frozen(gap) => {
                 tracing::warn!(gap_ms = gap.as_millis(), "this process stood still; nobody is judged for a while");
-                self.runtime.handle_frozen(gap, self.now);
+                self.manager.runtime.handle_frozen(gap, self.manager.now);
             }
         }
     }
 
     fn handle_closed(&mut self, id: ConnId, by_process: bool) {
         self.conns.remove(&id);
-        for queue in self.standby.values_mut() {
-            queue.retain(|w| w.conn != id);
-        }
-        if let Some(node) = self.runtime.handle_closed(id, by_process, self.now) {
-            self.note(Judgement::Down(node));
-        }
+        self.manager.handle_closed(id, by_process);
     }
 
     /// Applies a command; its changes become durable at the turn's end.
     pub(super) fn apply(&mut self, actor: &str, command: Command) -> Result<Applied, Refusal> {
-        let applied = self.state.apply(command, &Context { liveness: &self.runtime })?;
-        for key in &applied.changed {
-            match key {
-                RecordKey::Disk(id) => self.runtime.follow_disk(self.state.map(), *id),
-                RecordKey::Pg(_) => {}
-                _ => {}
-            }
-        }
-        self.pgs_dirty |= !applied.changed.is_empty();
-        self.changed.extend(&applied.changed);
-        for happening in &applied.happenings {
-            self.tell(happening.kind, actor, happening.text.clone());
-        }
-        Ok(applied)
-    }
-
-    /// Applies a decision of the coordinator's own; one that doesn't fit any more is made again from the new state.
-    pub(super) fn apply_quietly(&mut self, command: Command) {
-        if let Command::AddLearner { pg, learner } = &command
-            && let Some(config) = self.state.map().pgs.get(pg)
-        {
-            let asked = self.purges.get(&(*pg, learner.replica.disk));
-            if asked.is_some_and(|at| self.now.since(*at) < PURGE_INTERVAL) {
-                return; // The disk may be removing this very copy; in the end it keeps what its map lists.
-            }
-            let config = config.clone();
-            self.runtime.note_copy(learner.replica, &config, false);
-        }
-        if let Err(refusal) = self.apply("coordinator", command) {
-            tracing::debug!(%refusal, "a decision was overtaken");
-        }
+        self.manager.apply(actor, command)
     }
 
     /// Adds an event.
-    pub(super) fn tell(&mut self, kind: &str, actor: &str, text: String) {
-        tracing::info!(kind, actor, "{text}");
-        self.events.add(kind, actor, text, wiring::unix_ms(), &mut self.batch);
-    }
-
-    fn judge(&mut self) {
-        for judgement in self.runtime.judge(self.state.map(), self.now) {
-            self.note(judgement);
-        }
-    }
-
-    fn note(&mut self, judgement: Judgement) {
-        let name = |n: &NodeId| self.state.map().nodes.get(n).map_or_else(|| n.to_string(), |r| r.name.clone());
-        match judgement {
-            Judgement::Up(n) => {
-                self.planned_as_lost.remove(&n);
-                self.planning.touch(self.now);
-                self.tell("node-up", "coordinator", format!("Node {} answers again.", name(&n)));
-            }
-            Judgement::Suspect(n) => tracing::info!(node = name(&n), "missed heartbeats"),
-            Judgement::Down(n) => self.tell("node-down", "coordinator", format!("Node {} does not answer.", name(&n))),
-        }
-        self.pgs_dirty = true;
-        self.passed_at = Instant(0);
-    }
-
-    /// A node registered: it counts as found, and what it was asked before is forgotten by both.
-    pub(super) fn note_registered(&mut self, node: NodeId) {
-        let disks = &self.runtime.disks;
-        self.purges.retain(|(_, disk), _| disks.get(disk).is_some_and(|d| d.node != node));
-        self.planned_as_lost.remove(&node);
-        self.planning.touch(self.now);
-        self.pgs_dirty = true;
-    }
-
-    /// Something that is not in the map changed for PGs.
-    pub(super) fn touch_pgs(&mut self) {
-        self.pgs_dirty = true;
+    pub(super) fn tell(&mut self, kind: &'static str, actor: &str, text: String) {
+        self.manager.tell(kind, actor, text);
     }
 
     /// One pass over all PGs, when something changed. A pass takes at most a quarter of the time.
     fn decide(&mut self) {
-        let pause = DELTA_INTERVAL.max(self.pass_cost * 4);
-        if !self.pgs_dirty || self.now.since(self.passed_at) < pause {
-            return;
-        }
         let began = std::time::Instant::now();
-        self.runtime.weigh_gateways(self.state.map());
-        self.pgs_dirty = false;
-        self.passed_at = self.now;
-        let map = self.state.map();
-        let mut counts = Counts::of(map).with_short(map, &self.runtime);
-        let mut commands = Vec::new();
-        for config in map.pgs.values() {
-            let wanted = map.pools.get(&config.pg.pool).map_or(0, |p| p.replicas as usize);
-            let live = config.members.iter().filter(|m| self.runtime.live_boot(m.disk) == Some(m.boot)).count();
-            if live < wanted {
-                self.runtime.short_since.entry(config.pg).or_insert(self.now);
-            } else {
-                self.runtime.short_since.remove(&config.pg);
-                self.runtime.no_grace.remove(&config.pg);
-            }
-            commands.extend(decide::decide(map, &self.runtime, config, &mut counts));
-        }
-        for command in commands {
-            self.apply_quietly(command);
-        }
-        let steps = self.planning.step(self.state.map(), &self.runtime, &self.pg_bytes, self.now);
-        steps.into_iter().for_each(|c| self.apply_quietly(c));
-        let reorders = self.planning.reorder(self.state.map(), &self.runtime, self.now);
-        reorders.into_iter().for_each(|c| self.apply_quietly(c));
-        self.forget_volumes();
-        self.pass_cost = began.elapsed();
-    }
-
-    fn forget_volumes(&mut self) {
-        let map = self.state.map();
-        let deleting = map.volumes.values().filter(|v| v.deleting);
-        let gone: Vec<VolumeId> = deleting
-            .filter(|v| self.runtime.dropped.get(&v.id).is_some_and(|done| v.pgs().all(|pg| done.contains(&pg))))
-            .map(|v| v.id)
-            .collect();
-        for volume in gone {
-            self.runtime.dropped.remove(&volume);
-            self.apply_quietly(Command::ForgetVolume { volume });
+        if self.manager.decide(DELTA_INTERVAL.max(self.pass_cost * 4)) {
+            self.pass_cost = began.elapsed();
         }
     }
 
     fn plan(&mut self) {
-        let settings = &self.state.map().settings;
-        let grace = Duration::from_secs_f64(settings.grace_seconds);
-        let debounce = Duration::from_secs_f64(settings.debounce_seconds);
-        let now = self.now;
-        let lost = self.runtime.nodes.iter().filter(|(_, v)| v.life == Life::Down);
-        let lost: Vec<NodeId> = lost
-            .filter(|(_, v)| v.lost_at.is_some_and(|at| now.since(at) >= grace))
-            .map(|(n, _)| *n)
-            .filter(|n| self.planned_as_lost.insert(*n))
-            .collect();
-        let unplaced = self.planning.job.moves.is_empty()
-            && now.since(self.planned_at) >= REPLAN_INTERVAL
-            && self.runtime.short_since.values().any(|at| now.since(*at) >= grace);
-        if !lost.is_empty() || unplaced {
-            self.planning.touch(now);
-        }
-        self.fresh_disks.retain(|_, at| now.since(*at) < FRESH_DISK_KEPT);
-        if self.planning.take_due(&self.runtime, debounce, now) {
-            self.planned_at = now;
-            let input = plan::input(self.state.map(), &self.runtime, &self.pg_bytes, now);
-            let inbox = self.inbox.clone();
-            tokio::task::spawn_blocking(move || {
-                let plan = wiring::checked_plan(&input);
-                if let Some(inbox) = inbox.upgrade() {
-                    // The owner may be gone: then nobody needs the plan.
-                    let _ = inbox.blocking_send(Input::Planned(Box::new(plan)));
-                }
-            });
-        }
+        let Some(input) = self.manager.take_plan_input() else { return };
+        let inbox = self.inbox.clone();
+        tokio::task::spawn_blocking(move || {
+            let plan = wiring::checked_plan(&input);
+            if let Some(inbox) = inbox.upgrade() {
+                // The owner may be gone: then nobody needs the plan.
+                let _ = inbox.blocking_send(Input::Planned(Box::new(plan)));
+            }
+        });
     }
 
     fn housekeep(&mut self) {
-        if self.now.since(self.purged_at) >= Duration::from_secs(1) {
-            self.purged_at = self.now;
-            self.purges.retain(|_, at| self.now.since(*at) < PURGE_INTERVAL);
-            self.purge();
-            self.pgs_dirty = true; // Time itself changes what may start: the grace, reorders, a gateway's word.
-            let left = self.left();
-            self.progress.sample(self.now, self.totals.bytes_done(), &left, self.planning.job.id);
-            self.show_metrics();
+        if !self.manager.look() {
+            return;
         }
-    }
-
-    fn purge(&mut self) {
-        if self.planning.is_pending() || !self.runtime.is_settled() {
-            return; // A plan may want the copy where it is.
+        let version = self.manager.state.map().version;
+        let conns = &self.conns;
+        let due = self.manager.purges_due(|c| conns.get(&c).is_some_and(|c| c.has_version == Some(version)));
+        for purge in due {
+            self.effects.push(Effect::Send(purge.conn, wiring::purge(purge.pg, purge.disk, purge.up_to)));
         }
-        let next_pool = self.state.next_ids().pool;
-        let due = decide::purgeable(self.state.map(), &self.runtime, next_pool, &self.planning.targets());
-        let due = due.into_iter().filter(|(pg, disk, _)| !self.purges.contains_key(&(*pg, *disk)));
-        for (pg, disk, up_to) in due.take(PURGES_PER_TURN).collect::<Vec<_>>() {
-            let node = self.runtime.disks.get(&disk).and_then(|d| self.runtime.nodes.get(&d.node));
-            // Only a node that has been told that the copy is out may drop it.
-            let told = |c: &ConnId| self.conns.get(c).is_some_and(|c| c.has_version == Some(self.state.map().version));
-            if let Some(conn) = node.and_then(|n| n.conn).filter(told) {
-                self.purges.insert((pg, disk), self.now);
-                self.effects.push(Effect::Send(conn, wiring::purge(pg, disk, up_to)));
-            }
-        }
-    }
-
-    /// The disk no longer has the copy.
-    pub(super) fn handle_purged(&mut self, pg: PgId, disk: DiskId) {
-        self.purges.remove(&(pg, disk));
-        let learns = |c: &PgConfig| c.learners.iter().any(|l| l.replica.disk == disk);
-        if self.state.map().pgs.get(&pg).is_some_and(learns) {
-            return; // It has begun anew since.
-        }
-        if let Some(view) = self.runtime.disks.get_mut(&disk) {
-            view.copies.remove(&pg);
-        }
+        let left = self.left();
+        let job = self.manager.planning.job.id;
+        self.progress.sample(self.manager.now, self.totals.bytes_done(), &left, job);
+        self.show_metrics();
     }
 
     /// Everything of this turn becomes durable.
     async fn commit(&mut self) -> Result<(), MetaError> {
+        for told in self.manager.take_told() {
+            tracing::info!(kind = told.kind, actor = told.actor, "{}", told.text);
+            self.events.add(told.kind, &told.actor, told.text, wiring::unix_ms(), &mut self.batch);
+        }
         let mut totals = None;
-        if !self.changed.is_empty() || self.now.since(self.totals_at) >= TOTALS_INTERVAL {
+        if self.manager.has_changed() || self.manager.now.since(self.totals_at) >= TOTALS_INTERVAL {
             totals = self.totals.to_store();
-            self.totals_at = self.now;
+            self.totals_at = self.manager.now;
         }
         let mut batch = std::mem::take(&mut self.batch);
         if let Some(record) = &totals {
             super::events::put_totals(record, &mut batch);
         }
         let mut head = None;
-        if !self.changed.is_empty() {
+        if self.manager.has_changed() {
             // Whoever else may have written the map meanwhile, this binary must not write over it.
             batch.expect.push((records::HEAD_KEY.to_owned(), self.head.clone()));
-            records::put_changes(&self.state, &self.changed, &mut batch);
+            let changed = self.manager.take_changed();
+            records::put_changes(&self.manager.state, &changed, &mut batch);
             head = batch.writes.last().and_then(|(_, value)| value.clone());
-            self.changed.clear();
         }
         if batch.is_empty() {
             return Ok(());
@@ -536,7 +340,7 @@ impl Owner {
         if let Some(record) = totals {
             self.totals.handle_stored(record);
         }
-        self.facts.map_version.store(self.state.map().version, Ordering::Relaxed);
+        self.facts.map_version.store(self.manager.state.map().version, Ordering::Relaxed);
         Ok(())
     }
 
@@ -546,11 +350,11 @@ impl Owner {
             match effect {
                 Effect::Send(id, frame) => self.send(id, frame),
                 Effect::Follow(id) => {
-                    let version = self.state.map().version;
+                    let version = self.manager.state.map().version;
                     if let Some(conn) = self.conns.get_mut(&id) {
                         conn.has_version = Some(version);
                     }
-                    for frame in wiring::delta_frames(&self.state, 0) {
+                    for frame in wiring::delta_frames(&self.manager.state, 0) {
                         self.send(id, frame);
                     }
                 }
@@ -559,24 +363,24 @@ impl Owner {
                 Effect::Answer(reply, answer) => drop(reply.send(answer)),
             }
         }
-        if self.now.since(self.sent_at) >= DELTA_INTERVAL {
+        if self.manager.now.since(self.sent_at) >= DELTA_INTERVAL {
             self.send_deltas();
         }
     }
 
     fn has_followers_behind(&self) -> bool {
-        let version = self.state.map().version;
+        let version = self.manager.state.map().version;
         self.conns.values().any(|c| c.has_version.is_some_and(|v| v < version))
     }
 
     fn send_deltas(&mut self) {
-        self.sent_at = self.now;
-        let version = self.state.map().version;
+        self.sent_at = self.manager.now;
+        let version = self.manager.state.map().version;
         let behind = self.conns.iter().filter_map(|(id, c)| c.has_version.filter(|v| *v < version).map(|v| (*id, v)));
         let behind: Vec<(ConnId, u64)> = behind.collect();
         let mut made: BTreeMap<u64, Vec<Frame>> = BTreeMap::new();
         for (id, from) in behind {
-            let frames = made.entry(from).or_insert_with(|| wiring::delta_frames(&self.state, from)).clone();
+            let frames = made.entry(from).or_insert_with(|| wiring::delta_frames(&self.manager.state, from)).clone();
             if let Some(conn) = self.conns.get_mut(&id) {
                 conn.has_version = Some(version);
             }

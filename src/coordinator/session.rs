@@ -10,8 +10,8 @@ use prost::Message;
 use tokio::sync::mpsc;
 
 use super::owner::{Conn, Input, PeerRole};
-use super::runtime::ConnId;
 use super::wiring;
+use crate::core::manager::runtime::ConnId;
 use crate::net::quic::{CloseReason, Endpoint, Link};
 use crate::net::tuning::LinkClass;
 use crate::wire::control::{Heartbeat, HeartbeatAck, kind};

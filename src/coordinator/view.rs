@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::decide::{PgState, state_of};
-use super::force::disk_on_node;
-use super::owner::Owner;
-use super::plan::{FULL_RATIO, NEAR_FULL_RATIO};
+use super::owner::{Figures, Owner};
 use super::progress::Left;
-use super::runtime::Life;
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
 use crate::core::cluster::{DiskAdminState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
 use crate::core::ids::{DiskId, NodeId, PgId, VolumeId};
+use crate::core::manager::decide::{PgState, state_of};
+use crate::core::manager::force::disk_on_node;
+use crate::core::manager::plan::{FULL_RATIO, NEAR_FULL_RATIO};
+use crate::core::manager::runtime::Life;
 use crate::core::replica::StallReason;
 use crate::core::units::HumanBytes;
 use crate::wire::control::SessionStats;
@@ -28,7 +28,7 @@ type Loads = BTreeMap<DiskId, (u64, u64)>;
 impl Owner {
     fn loads(&self) -> Loads {
         let mut loads = Loads::new();
-        for config in self.state.map().pgs.values() {
+        for config in self.manager.state.map().pgs.values() {
             for (at, member) in config.members.iter().enumerate() {
                 let load = loads.entry(member.disk).or_default();
                 *load = (load.0 + 1, load.1 + u64::from(at == 0));
@@ -38,7 +38,7 @@ impl Owner {
     }
 
     fn node_state(&self, node: &Node) -> &'static str {
-        match (node.admin_state, self.runtime.nodes.get(&node.id).map(|v| v.life)) {
+        match (node.admin_state, self.manager.runtime.nodes.get(&node.id).map(|v| v.life)) {
             (NodeAdminState::Removed, _) => "removed",
             (NodeAdminState::Maintenance, _) => "maintenance",
             (_, None | Some(Life::Down)) => "down",
@@ -50,8 +50,8 @@ impl Owner {
 
     /// Disks that hang (errors) or are slow (warnings), by name.
     fn slow_disks(&self, errors: &mut Vec<String>, warnings: &mut Vec<String>) {
-        let map = self.state.map();
-        for (id, view) in self.runtime.disks.iter().filter(|(id, _)| self.runtime.is_hung(**id)) {
+        let map = self.manager.state.map();
+        for (id, view) in self.manager.runtime.disks.iter().filter(|(id, _)| self.manager.runtime.is_hung(**id)) {
             errors.push(format!(
                 "Disk {} hangs: it has not answered for {:.1} s. Others take its place where enough copies are left; look at \
                  the disk and at its host's log.",
@@ -59,8 +59,8 @@ impl Owner {
                 view.hung_ms as f64 / 1000.0
             ));
         }
-        for (id, (pgs, oldest_ms)) in self.runtime.lagging() {
-            if !self.runtime.is_hung(id) {
+        for (id, (pgs, oldest_ms)) in self.manager.runtime.lagging() {
+            if !self.manager.runtime.is_hung(id) {
                 warnings.push(format!(
                     "Disk {} is slow: writes of {pgs} placement groups wait for it since {:.1} s.",
                     disk_on_node(map, id),
@@ -71,12 +71,12 @@ impl Owner {
     }
 
     fn disk_state(&self, disk: &crate::core::cluster::Disk) -> &'static str {
-        let node = self.state.map().nodes.get(&disk.node).map(|n| n.admin_state);
+        let node = self.manager.state.map().nodes.get(&disk.node).map(|n| n.admin_state);
         match disk.admin_state {
             DiskAdminState::Removed => "removed",
             DiskAdminState::Failed => "failed",
-            _ if self.runtime.live_boot(disk.id).is_none() => "down",
-            _ if self.runtime.is_hung(disk.id) => "hung",
+            _ if self.manager.runtime.live_boot(disk.id).is_none() => "down",
+            _ if self.manager.runtime.is_hung(disk.id) => "hung",
             _ if self.fill_of(disk.id) >= FULL_RATIO => "full",
             DiskAdminState::Draining => "draining",
             DiskAdminState::Active if node == Some(NodeAdminState::Draining) => "draining",
@@ -85,20 +85,20 @@ impl Owner {
     }
 
     fn fill_of(&self, disk: DiskId) -> f64 {
-        self.runtime.disks.get(&disk).map_or(0.0, |d| d.used_bytes as f64 / (d.capacity_bytes.max(1)) as f64)
+        self.manager.runtime.disks.get(&disk).map_or(0.0, |d| d.used_bytes as f64 / (d.capacity_bytes.max(1)) as f64)
     }
 
     pub(super) fn node_name(&self, node: NodeId) -> String {
-        self.state.map().nodes.get(&node).map_or_else(|| node.to_string(), |n| n.name.clone())
+        self.manager.state.map().nodes.get(&node).map_or_else(|| node.to_string(), |n| n.name.clone())
     }
 
     /// Counts of states over PGs.
     pub(super) fn pg_counts<'a>(&self, pgs: impl Iterator<Item = &'a PgConfig>) -> PgCounts {
-        let moving = self.planning.misplaced();
+        let moving = self.manager.planning.misplaced();
         let mut counts = PgCounts::default();
         for config in pgs {
             counts.total += 1;
-            match state_of(self.state.map(), &self.runtime, config) {
+            match state_of(self.manager.state.map(), &self.manager.runtime, config) {
                 PgState::Clean => {
                     counts.clean += 1;
                     counts.misplaced += u64::from(moving.contains(&config.pg));
@@ -112,7 +112,7 @@ impl Owner {
 
     /// `GET /v1/status`.
     pub(super) fn status(&self) -> Status {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let loads = self.loads();
         let pgs = self.pg_counts(map.pgs.values());
         let (health, health_reasons) = self.health(&pgs);
@@ -121,7 +121,7 @@ impl Owner {
             name: n.name.clone(),
             state: self.node_state(n).to_owned(),
         });
-        let lagging = self.runtime.lagging();
+        let lagging = self.manager.runtime.lagging();
         let disks = map.disks.values().map(|d| {
             let load = loads.get(&d.id).copied().unwrap_or_default();
             DiskStatus {
@@ -129,7 +129,7 @@ impl Owner {
                 node: self.node_name(d.node),
                 state: self.disk_state(d).to_owned(),
                 capacity_bytes: d.capacity_bytes,
-                used_bytes: self.runtime.disks.get(&d.id).map_or(0, |v| v.used_bytes),
+                used_bytes: self.manager.runtime.disks.get(&d.id).map_or(0, |v| v.used_bytes),
                 pg_replicas: load.0,
                 primaries: load.1,
                 lagging_ms: lagging.get(&d.id).map_or(0, |l| l.1),
@@ -151,16 +151,18 @@ impl Owner {
             used_bytes: disks.iter().filter(usable).map(|d| d.used_bytes).sum(),
             capacity_bytes: disks.iter().filter(usable).map(|d| d.capacity_bytes).sum(),
             disks,
-            plan_pending: self.planning.is_pending() || !self.fresh_disks.is_empty() || !self.runtime.is_settled(),
+            plan_pending: self.manager.planning.is_pending()
+                || !self.manager.fresh_disks.is_empty()
+                || !self.manager.runtime.is_settled(),
         }
     }
 
     /// `ok`, `warn` or `error`, and why, worst first.
     fn health(&self, pgs: &PgCounts) -> (String, Vec<String>) {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
         if pgs.unavailable > 0 {
-            let first = map.pgs.values().find_map(|c| match state_of(map, &self.runtime, c) {
+            let first = map.pgs.values().find_map(|c| match state_of(map, &self.manager.runtime, c) {
                 PgState::Unavailable(why) => Some((c.pg, why)),
                 _ => None,
             });
@@ -184,9 +186,8 @@ impl Owner {
             }
         }
         self.slow_disks(&mut errors, &mut warnings);
-        for (node, view) in &self.runtime.nodes {
-            let full = view.stats.iter().flat_map(|(_, s)| s.full_disks.iter());
-            let full: BTreeSet<DiskId> = full.map(|d| DiskId(*d)).collect();
+        for (node, figures) in &self.figures {
+            let full: BTreeSet<DiskId> = figures.last.1.full_disks.iter().map(|d| DiskId(*d)).collect();
             for disk in full {
                 errors.push(format!(
                     "Writes wait for space on disk {disk} (as node {} says): delete data or add a node.",
@@ -194,8 +195,8 @@ impl Owner {
                 ));
             }
         }
-        if self.planning.job.missing_capacity_bytes > 0 {
-            let missing = HumanBytes(self.planning.job.missing_capacity_bytes);
+        if self.manager.planning.job.missing_capacity_bytes > 0 {
+            let missing = HumanBytes(self.manager.planning.job.missing_capacity_bytes);
             warnings.push(format!("There is no room for {missing} of copies: add disks of at least that size."));
         }
         for node in map.nodes.values() {
@@ -225,7 +226,7 @@ impl Owner {
                 pgs.degraded
             ));
         }
-        for rejected in self.planning.job.rejected.iter().take(5) {
+        for rejected in self.manager.planning.job.rejected.iter().take(5) {
             warnings.push(format!("{} can't be placed: {}.", rejected.what, rejected.reason.trim_end_matches('.')));
         }
         if map.settings.resync.paused {
@@ -242,20 +243,24 @@ impl Owner {
         (health.to_owned(), errors)
     }
 
+    /// Figures of nodes that are heard.
+    fn live_figures(&self) -> impl Iterator<Item = &Figures> {
+        let heard = |n: &NodeId| self.manager.runtime.nodes.get(n).is_some_and(|v| v.life != Life::Down);
+        self.figures.iter().filter(move |(n, _)| heard(n)).map(|(_, f)| f)
+    }
+
     fn sessions(&self) -> Vec<SessionInfo> {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let mut reported = BTreeMap::new();
-        for view in self.runtime.nodes.values().filter(|v| v.life != Life::Down) {
-            for s in view.stats.iter().flat_map(|(_, s)| &s.sessions) {
-                reported.insert((PgId::from_u64(s.pg), DiskId(s.learner)), s);
-            }
+        for s in self.live_figures().flat_map(|f| &f.last.1.sessions) {
+            reported.insert((PgId::from_u64(s.pg), DiskId(s.learner)), s);
         }
         let mut out = Vec::new();
         for config in map.pgs.values().filter(|c| !c.learners.is_empty()) {
             for learner in &config.learners {
                 let disk = learner.replica.disk;
                 let s = reported.get(&(config.pg, disk));
-                let bytes = self.pg_bytes.get(&config.pg).copied().unwrap_or(0);
+                let bytes = self.manager.pg_bytes.get(&config.pg).copied().unwrap_or(0);
                 out.push(SessionInfo {
                     pg: config.pg.to_string(),
                     from: config.primary().unwrap_or_default().disk,
@@ -274,20 +279,20 @@ impl Owner {
 
     /// `None` also while the operator himself holds resync back: then the learner waits for its own throttle.
     fn stall_info(&self, s: &SessionStats) -> Option<StallInfo> {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let resync = &map.settings.resync;
         let held_back = resync.paused || resync.cap_bytes_per_sec.is_some_and(|cap| cap < SLOW_CAP_BYTES_PER_SEC);
         if s.stalled_ms == 0 || held_back {
             return None;
         }
-        let full = |view: &super::runtime::NodeView| {
-            let pairs = view.stats.iter().flat_map(|(_, s)| s.full_pgs.iter().zip(&s.full_disks));
-            pairs.into_iter().any(|(pg, disk)| *pg == s.pg && *disk == s.learner)
+        let full = |figures: &Figures| {
+            let mut pairs = figures.last.1.full_pgs.iter().zip(&figures.last.1.full_disks);
+            pairs.any(|(pg, disk)| *pg == s.pg && *disk == s.learner)
         };
         let known = StallReason::from_code(s.stall_reason);
         // The learner's own node knows why the learner doesn't answer.
         let reason = match known {
-            Some(StallReason::Learner) if self.runtime.nodes.values().any(full) => Some(StallReason::LearnerFull),
+            Some(StallReason::Learner) if self.figures.values().any(full) => Some(StallReason::LearnerFull),
             other => other,
         };
         let volume = VolumeId(s.stalled_volume);
@@ -314,9 +319,9 @@ impl Owner {
             left.add(Some(s.from), s.to, s.bytes_total.saturating_sub(s.bytes_done), true);
             active.insert((s.pg.as_str(), s.to));
         }
-        for m in &self.planning.job.moves {
+        for m in &self.manager.planning.job.moves {
             if !active.contains(&(m.pg.to_string().as_str(), m.to)) {
-                let config = self.state.map().pgs.get(&m.pg);
+                let config = self.manager.state.map().pgs.get(&m.pg);
                 left.add(config.and_then(|c| c.primary()).map(|p| p.disk), m.to, m.bytes, false);
             }
         }
@@ -324,14 +329,14 @@ impl Owner {
     }
 
     fn resync_status(&self) -> ResyncStatus {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let sessions = self.sessions();
         let active: BTreeSet<(String, DiskId)> = sessions.iter().map(|s| (s.pg.clone(), s.to)).collect();
         let waiting: Vec<_> =
-            self.planning.job.moves.iter().filter(|m| !active.contains(&(m.pg.to_string(), m.to))).collect();
+            self.manager.planning.job.moves.iter().filter(|m| !active.contains(&(m.pg.to_string(), m.to))).collect();
         let to_do = self.left_of(&sessions);
         let left = to_do.bytes();
-        let done: u64 = sessions.iter().map(|s| s.bytes_done).sum::<u64>() + self.planning.job.bytes_finished;
+        let done: u64 = sessions.iter().map(|s| s.bytes_done).sum::<u64>() + self.manager.planning.job.bytes_finished;
         let idle = sessions.is_empty() && waiting.is_empty();
         let rate = self.progress.per_sec();
         let eta = self.progress.eta(&to_do).filter(|_| !idle);
@@ -363,13 +368,13 @@ impl Owner {
 
     /// `GET /v1/resync`.
     pub(super) fn resync_info(&self) -> ResyncInfo {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let r = &map.settings.resync;
         let by_class = self.totals.by_class();
         let name = |(i, c): (usize, &ResyncClass)| (c.name().to_owned(), by_class.get(i).copied().unwrap_or(0));
         let pending = map.nodes.values().filter(|n| {
             n.admin_state != NodeAdminState::Removed
-                && self.runtime.nodes.get(&n.id).is_none_or(|v| v.life == Life::Down || v.conn.is_none())
+                && self.manager.runtime.nodes.get(&n.id).is_none_or(|v| v.life == Life::Down || v.conn.is_none())
         });
         ResyncInfo {
             status: self.resync_status(),
@@ -386,11 +391,10 @@ impl Owner {
 
     fn foreground(&self) -> ForegroundStatus {
         let mut sum = ForegroundStatus::default();
-        for view in self.runtime.nodes.values().filter(|v| v.life != Life::Down) {
-            let Some((at, stats)) = &view.stats else { continue };
+        for Figures { last: (at, stats), before } in self.live_figures() {
             sum.p50_us = sum.p50_us.max(stats.foreground_p50_us);
             sum.p99_us = sum.p99_us.max(stats.foreground_p99_us);
-            let Some((before_at, before)) = &view.stats_before else { continue };
+            let Some((before_at, before)) = before else { continue };
             let seconds = at.since(*before_at).as_secs_f64();
             if before.process == stats.process && seconds > 0.1 {
                 let rate = |now: u64, then: u64| (now.saturating_sub(then) as f64 / seconds) as u64;
@@ -403,7 +407,7 @@ impl Owner {
 
     fn disk_info(&self, disk: &crate::core::cluster::Disk, loads: &Loads) -> DiskInfo {
         let load = loads.get(&disk.id).copied().unwrap_or_default();
-        let view = self.runtime.disks.get(&disk.id);
+        let view = self.manager.runtime.disks.get(&disk.id);
         DiskInfo {
             id: disk.id,
             node: self.node_name(disk.node),
@@ -420,20 +424,20 @@ impl Owner {
     /// All disks.
     pub(super) fn disk_infos(&self) -> Vec<DiskInfo> {
         let loads = self.loads();
-        self.state.map().disks.values().map(|d| self.disk_info(d, &loads)).collect()
+        self.manager.state.map().disks.values().map(|d| self.disk_info(d, &loads)).collect()
     }
 
     /// All nodes.
     pub(super) fn node_infos(&self) -> Vec<NodeInfo> {
         let loads = self.loads();
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let info = |n: &Node| NodeInfo {
             id: n.id,
             name: n.name.clone(),
             state: self.node_state(n).to_owned(),
             addr: n.addr.to_string(),
             admin_url: n.admin_url.clone(),
-            pid: self.runtime.nodes.get(&n.id).map_or(0, |v| v.pid),
+            pid: self.manager.runtime.nodes.get(&n.id).map_or(0, |v| v.pid),
             zone: n.zone.clone(),
             rack: n.rack.clone(),
             release: n.release.clone(),
@@ -453,13 +457,13 @@ impl Owner {
             class: pool.class.clone(),
             pg_count: pool.pg_count,
             durability: if pool.durable_writes { "write" } else { "flush" }.to_owned(),
-            volumes: self.state.map().volumes.values().filter(|v| v.pool == pool.id).count() as u64,
+            volumes: self.manager.state.map().volumes.values().filter(|v| v.pool == pool.id).count() as u64,
         }
     }
 
     /// One volume.
     pub(super) fn volume_info(&self, volume: &Volume) -> VolumeInfo {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let configs: Vec<&PgConfig> = volume.pgs().filter_map(|pg| map.pgs.get(&pg)).collect();
         let pgs = self.pg_counts(configs.iter().copied());
         let state = match &pgs {
@@ -486,13 +490,13 @@ impl Owner {
 
     /// One PG. `moving` are those that the plan moves.
     pub(super) fn pg_info(&self, config: &PgConfig, moving: &BTreeSet<PgId>) -> PgInfo {
-        let map = self.state.map();
-        let (state, reason) = match state_of(map, &self.runtime, config) {
+        let map = self.manager.state.map();
+        let (state, reason) = match state_of(map, &self.manager.runtime, config) {
             PgState::Clean => ("clean", String::new()),
             PgState::Degraded => ("degraded", String::new()),
             PgState::Unavailable(why) => ("unavailable", why),
         };
-        let missing = config.members.iter().filter(|m| !self.runtime.is_live(**m));
+        let missing = config.members.iter().filter(|m| !self.manager.runtime.is_live(**m));
         PgInfo {
             id: config.pg.to_string(),
             pool: map.pools.get(&config.pg.pool).map_or_else(String::new, |p| p.name.clone()),
@@ -502,20 +506,20 @@ impl Owner {
             members: config.members.clone(),
             missing: missing.map(|m| m.disk).collect(),
             learners: config.learners.iter().map(|l| l.replica.disk).collect(),
-            bytes: self.pg_bytes.get(&config.pg).copied().unwrap_or(0),
+            bytes: self.manager.pg_bytes.get(&config.pg).copied().unwrap_or(0),
             reason,
         }
     }
 
     /// All PGs.
     pub(super) fn pg_infos(&self) -> Vec<PgInfo> {
-        let moving = self.planning.misplaced();
-        self.state.map().pgs.values().map(|c| self.pg_info(c, &moving)).collect()
+        let moving = self.manager.planning.misplaced();
+        self.manager.state.map().pgs.values().map(|c| self.pg_info(c, &moving)).collect()
     }
 
     /// Brings `/metrics` up to date.
     pub(super) fn show_metrics(&self) {
-        let map = self.state.map();
+        let map = self.manager.state.map();
         let m = &self.facts.metrics;
         let pgs = self.pg_counts(map.pgs.values());
         for (state, count) in [
@@ -531,7 +535,7 @@ impl Owner {
             *nodes.entry(self.node_state(node).to_owned()).or_default() += 1;
         }
         m.set_nodes(&nodes);
-        for (id, disk) in &self.runtime.disks {
+        for (id, disk) in &self.manager.runtime.disks {
             m.space.set(*id, disk.used_bytes, disk.capacity_bytes);
         }
         for (class, bytes) in ResyncClass::ALL.iter().zip(self.totals.by_class()) {
@@ -539,7 +543,7 @@ impl Owner {
         }
         let learners = map.pgs.values().map(|c| c.learners.len()).sum::<usize>();
         m.active_moves.set(i64::try_from(learners).unwrap_or(i64::MAX));
-        m.pending_moves.set(i64::try_from(self.planning.job.moves.len()).unwrap_or(i64::MAX));
+        m.pending_moves.set(i64::try_from(self.manager.planning.job.moves.len()).unwrap_or(i64::MAX));
         m.map_version.set(i64::try_from(map.version).unwrap_or(i64::MAX));
         m.health.set(match self.health(&pgs).0.as_str() {
             "ok" => 0,

@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod hashtree;
 pub mod ids;
+pub mod manager;
 pub mod moves;
 pub mod placement;
 pub mod replica;

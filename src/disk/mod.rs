@@ -219,13 +219,14 @@ impl Disk {
         if old_copy {
             tracing::warn!(path = %path.display(), "the disk is an older copy of itself: it counts as incomplete until it has caught up");
         }
-        // A damaged copy may have been the newer one and said "not clean".
-        if !superblock.clean || !both_sound || superblock.failed || old_copy {
+        let mut pgs = PgTable::load(&io, &superblock);
+        // A damaged copy may have been the newer one and said "not clean". And where a PG's record is gone, nobody may
+        // take this disk for a member that has never had it.
+        if !superblock.clean || !both_sound || superblock.failed || old_copy || pgs.lost > 0 {
             superblock.boot = format::new_boot_id();
         }
         superblock.clean = false;
         let scan = scan::scan(&io, &superblock);
-        let mut pgs = PgTable::load(&io, &superblock);
         let marks = MarkTable::load(&io, &superblock);
         if !scan.slots.quarantined.is_empty() {
             // A chunk is lost, and nobody knows of which PG (R21).
@@ -405,10 +406,16 @@ impl Disk {
 
     /// Takes the disk out of use, in memory and on disk (R15).
     fn fail(&self, action: &str, e: &io::Error) -> DiskFault {
+        self.take_out(&format!("can't {action}: {e}"));
+        self.failed_fault()
+    }
+
+    /// Takes the disk out of use for good, for a reason that it may not know itself (R15).
+    pub fn take_out(&self, why: &str) {
         {
             let mut cause = self.cause.lock();
             if !self.failed.swap(true, Ordering::SeqCst) {
-                *cause = format!("can't {action}: {e}");
+                why.clone_into(&mut cause);
             }
         }
         let mut newly = false;
@@ -424,7 +431,6 @@ impl Disk {
             }
         }
         self.hot_changed.notify_all();
-        self.failed_fault()
     }
 
     /// Changes the superblock in memory and then on disk, in its older copy.

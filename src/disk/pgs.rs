@@ -41,6 +41,8 @@ pub(super) struct PgTable {
     busy: BTreeSet<PgId>,
     /// Damaged copies found at opening.
     pub corrupt: u64,
+    /// Entries of which no copy says what they were.
+    pub lost: u64,
 }
 
 struct Entry {
@@ -51,7 +53,8 @@ struct Entry {
 
 impl PgTable {
     pub fn load(io: &Io, superblock: &Superblock) -> Self {
-        let mut table = PgTable { records: BTreeMap::new(), free: BTreeMap::new(), busy: BTreeSet::new(), corrupt: 0 };
+        let mut table =
+            PgTable { records: BTreeMap::new(), free: BTreeMap::new(), busy: BTreeSet::new(), corrupt: 0, lost: 0 };
         let mut buf = vec![0; 2 * PG_RECORD_BYTES as usize];
         for entry in 0..superblock.geometry.pg_entries {
             for (copy, part) in buf.chunks_mut(PG_RECORD_BYTES as usize).enumerate() {
@@ -107,9 +110,11 @@ impl PgTable {
                 }
             }
             Some((e, _)) => {
+                self.lost += u64::from(e.used || damaged > 0);
                 self.free.insert(entry, e.version);
             }
             None => {
+                self.lost += u64::from(damaged > 0);
                 self.free.insert(entry, 0);
             }
         }

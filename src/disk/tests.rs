@@ -181,6 +181,28 @@ fn pg_records_survive_and_damage_makes_them_incomplete() {
     assert_eq!((disk.pg_get(PG), disk.flush_mark(PG)), (None, 0));
 }
 
+/// Else it would look like a member that never had the PG: a fresh one, which counts as complete.
+#[test]
+fn a_disk_that_lost_a_pg_record_is_another_member() {
+    let p = place();
+    let disk = open(&p);
+    let record = PgRecord { pg: PG, generation: G1, complete: true, durability_epoch: 1, body: b"one".to_vec() };
+    disk.pg_put(record).expect("puts");
+    let (g, boot) = (disk.superblock().geometry, disk.boot_id());
+    disk.close_clean().expect("closes");
+    drop(disk);
+    let disk = open(&p);
+    assert_eq!(disk.boot_id(), boot, "a clean stop keeps it");
+    disk.close_clean().expect("closes");
+    drop(disk);
+    for copy in 0..2 {
+        poke(&p, g.pg_record(0, copy) + 20, b"damage");
+    }
+    let disk = open(&p);
+    assert_eq!(disk.pg_list(), vec![]);
+    assert_ne!(disk.boot_id(), boot);
+}
+
 #[test]
 fn damaged_headers_are_counted_and_never_trusted() {
     let p = place();

@@ -32,13 +32,33 @@ pub enum News {
     Fenced,
 }
 
-type Attached = Result<(u64, u64, Arc<ClusterMap>), String>;
+/// The volume is this gateway's.
+pub struct Grant {
+    /// VolumeId.
+    pub id: u64,
+    /// Above those of all gateways before.
+    pub incarnation: u64,
+    /// What the gateway before had acked may be lost: the next FLUSH says so (R13).
+    pub lost: bool,
+    /// The map that has it.
+    pub map: Arc<ClusterMap>,
+}
+
+type Attached = Result<Grant, String>;
+
+/// What the coordinator is to know of the router.
+#[derive(Clone, Default)]
+struct RouterState {
+    unreachable: Vec<NodeId>,
+    /// See [`Router::settled`].
+    settled: Option<u64>,
+}
 
 /// The link, kept up by a task.
 pub struct Control {
     attached: mpsc::UnboundedReceiver<Attached>,
     news: mpsc::UnboundedReceiver<News>,
-    unreachable: tokio::sync::watch::Sender<Vec<NodeId>>,
+    state: tokio::sync::watch::Sender<RouterState>,
     release: Option<oneshot::Sender<msg::Release>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -52,7 +72,7 @@ impl Control {
     pub fn start(endpoint: Arc<Endpoint>, coordinator: SocketAddr, config: &GatewayConfig, admin_url: String) -> Self {
         let (attached_to, attached) = mpsc::unbounded_channel();
         let (news_to, news) = mpsc::unbounded_channel();
-        let (unreachable, unreachable_now) = tokio::sync::watch::channel(Vec::new());
+        let (state, state_now) = tokio::sync::watch::channel(RouterState::default());
         let (release, released) = oneshot::channel();
         let hello = msg::GatewayHello {
             name: config.name.clone(),
@@ -71,10 +91,11 @@ impl Control {
             told: false,
             attached: attached_to,
             news: news_to,
-            unreachable: unreachable_now,
+            state: state_now,
+            lost: false,
         };
         let task = tokio::spawn(link.run(released));
-        Control { attached, news, unreachable, release: Some(release), task }
+        Control { attached, news, state, release: Some(release), task }
     }
 
     /// Waits for the volume; the error is the coordinator's refusal.
@@ -82,7 +103,7 @@ impl Control {
         self.attached.recv().await.unwrap_or_else(|| Err("the link to the coordinator ended".into()))
     }
 
-    /// The next news; meanwhile tells the coordinator whom the router can't reach.
+    /// The next news; meanwhile tells the coordinator how the router fares.
     pub async fn news(&mut self, router: &Router) -> News {
         let mut look = tokio::time::interval(HEARTBEAT);
         loop {
@@ -91,15 +112,18 @@ impl Control {
                     Some(news) => return news,
                     None => std::future::pending().await,
                 },
-                _ = look.tick() => { self.unreachable.send_replace(router.unreachable()); }
+                _ = look.tick() => {
+                    let state = RouterState { unreachable: router.unreachable(), settled: router.settled() };
+                    self.state.send_replace(state);
+                }
             }
         }
     }
 
-    /// Gives the volume back.
-    pub async fn release(mut self, id: u64, incarnation: u64) {
+    /// Gives the volume back. `untold`: a loss has not been told to the guest.
+    pub async fn release(mut self, id: u64, incarnation: u64, untold: bool) {
         if let Some(release) = self.release.take() {
-            let message = msg::Release { id, incarnation, reason: String::new() };
+            let message = msg::Release { id, incarnation, reason: String::new(), untold };
             if release.send(message).is_ok() {
                 // Best effort: a coordinator that is away learns it from the next attach.
                 let _ = tokio::time::timeout(Duration::from_secs(2), &mut self.task).await;
@@ -119,7 +143,8 @@ struct ControlTask {
     told: bool,
     attached: mpsc::UnboundedSender<Attached>,
     news: mpsc::UnboundedSender<News>,
-    unreachable: tokio::sync::watch::Receiver<Vec<NodeId>>,
+    state: tokio::sync::watch::Receiver<RouterState>,
+    lost: bool,
 }
 
 impl ControlTask {
@@ -158,6 +183,7 @@ impl ControlTask {
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut n = 0;
+        let mut told_settled = None;
         let mut heard = tokio::time::Instant::now();
         loop {
             tokio::select! {
@@ -182,9 +208,19 @@ impl ControlTask {
                 _ = beat.tick() => {
                     if heard.elapsed() > SILENCE { return false }
                     n += 1;
-                    let unreachable = self.unreachable.borrow().iter().map(|u| u.0).collect();
+                    let RouterState { unreachable, settled } = self.state.borrow().clone();
+                    let unreachable = unreachable.iter().map(|u| u.0).collect();
                     if sender.send(frame(kind::HEARTBEAT, &msg::Heartbeat { n, unreachable })).is_err() {
                         return false;
+                    }
+                    if let (Some(durability), Some((id, incarnation))) = (settled, self.granted)
+                        && told_settled != settled
+                    {
+                        told_settled = settled;
+                        let settled = msg::Settled { id, incarnation, durability };
+                        if sender.send(frame(kind::SETTLED, &settled)).is_err() {
+                            return false;
+                        }
                     }
                 }
             }
@@ -213,6 +249,7 @@ impl ControlTask {
                             return None;
                         }
                         self.granted = Some((reply.id, reply.incarnation));
+                        self.lost |= reply.lost;
                         self.attach.take_over = false;
                         self.tell_attached();
                     }
@@ -254,7 +291,8 @@ impl ControlTask {
             && self.map.volumes.contains_key(&crate::core::ids::VolumeId(id))
         {
             self.told = true;
-            drop(self.attached.send(Ok((id, incarnation, Arc::new(self.map.clone())))));
+            let grant = Grant { id, incarnation, lost: self.lost, map: Arc::new(self.map.clone()) };
+            drop(self.attached.send(Ok(grant)));
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::net::identity::{Identity, PendingIdentity};
 use crate::net::quic::Endpoint;
 use crate::net::tuning::Tuning;
 
-use control::{Control, News};
+use control::{Control, Grant, News};
 use nbd::{Export, Limits, Listener, Observer, OpDone, OpKind, Server};
 use router::Router;
 use volume::Volume;
@@ -177,9 +177,16 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
         attached = control.attached() => attached,
         () = &mut shutdown => return Ok(()),
     };
-    let (id, incarnation, map) =
+    let Grant { id, incarnation, lost, map } =
         attached.map_err(|reason| RunGateway::Attach { volume: config.volume.clone(), reason })?;
     let router = Router::new(VolumeId(id), incarnation, endpoint.clone(), map);
+    if lost {
+        tracing::warn!(
+            volume = config.volume,
+            "the gateway before and all copies of some data restarted together: what was not flushed may be lost, and the next flush fails once"
+        );
+        router.tell_loss();
+    }
     let volume = Arc::new(Volume::new(VolumeId(id), router.clone()));
     let export = Arc::new(Export::new(&config.volume, volume));
     let listener = match &config.listen {
@@ -204,10 +211,11 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
     server.stop(DRAIN).await;
     if outcome.is_ok() {
         // What was acked is made stable before the volume is given back.
-        if router.flush().await.is_err() {
+        let untold = router.flush().await.is_err();
+        if untold {
             tracing::warn!("the last flush was refused");
         }
-        control.release(id, incarnation).await;
+        control.release(id, incarnation, untold).await;
     }
     endpoint.close("the gateway stops").await;
     if let Some(admin) = admin {

@@ -103,6 +103,17 @@ impl Router {
         state.dialing.iter().filter(|(_, since)| since.elapsed() > UNREACHABLE).map(|(n, _)| *n).collect()
     }
 
+    /// What an earlier gateway acked may be lost: the next FLUSH fails (R13).
+    pub fn tell_loss(self: &Arc<Self>) {
+        self.with(core::Router::tell_loss);
+    }
+
+    /// The sum of the volume's durability epochs, if nothing acked is lost up to them, and nothing is left to be told.
+    pub fn settled(&self) -> Option<u64> {
+        let state = self.state.lock();
+        state.core.settled(&state.map)
+    }
+
     /// Follows the map: requests go to the primaries that it names.
     pub fn set_map(self: &Arc<Self>, map: Arc<ClusterMap>) {
         let mut state = self.state.lock();

@@ -15,9 +15,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
 
+use crate::core::cluster::Replica as Member;
 use crate::core::hashtree::HOLE;
 use crate::core::ids::{BootId, ChunkId, DiskId, Generation, PgId};
-use crate::core::replica::{ChunkLeaves, DiskOp, DiskResult, Operation, PgState, TableEntry, Token};
+use crate::core::replica::{ChunkLeaves, DiskOp, DiskResult, Operation, PgState, Replica, TableEntry, Token};
 use crate::core::units::BLOCK_BYTES;
 use crate::disk::{Disk, PgRecord, PutPg, ReadChunk, WriteChunk, WriteOp};
 use crate::wire::replica::StoredPg;
@@ -169,13 +170,31 @@ impl DiskHandle {
         }
     }
 
-    /// What the disk's PG table knows.
+    /// Takes the disk out for good: the coordinator remembers a failure that the disk itself could not write down (R15).
+    pub fn take_out(&self, reason: &'static str) {
+        let (disk, id) = (self.disk.clone(), self.id);
+        // The mark may have to wait for the disk.
+        let taken = spawn("disk-out", move || {
+            disk.take_out(reason);
+            tracing::error!(disk = %id, reason, "the disk is taken out (it stays out until an operator clears it)");
+        });
+        drop(taken);
+    }
+
+    /// What the disk's PG table knows. A record of which only the envelope can be understood isn't complete (R21), and
+    /// never a fresh one.
     pub fn states(&self) -> Vec<(PgId, Option<PgState>)> {
         self.disk
             .pg_list()
             .into_iter()
             .map(|record| {
                 let state = StoredPg::decode(record.body.as_slice()).ok().and_then(|s| s.into_state(record.complete));
+                let state = state.or_else(|| {
+                    tracing::error!(disk = %self.id, pg = %record.pg, "can't understand a PG's record: its copy counts as incomplete");
+                    let mut state = Replica::new(record.pg, Member { disk: self.id, boot: self.boot() }, None).state();
+                    state.config.generation = record.generation;
+                    Some(state)
+                });
                 (record.pg, state)
             })
             .collect()

@@ -19,7 +19,7 @@ use super::links::Links;
 use super::throttle::Throttle;
 use super::watch::Watch;
 use crate::api::metrics::{ForegroundMetrics, Operation};
-use crate::core::cluster::{ClusterMap, PgConfig, Replica as Member, ResyncClass};
+use crate::core::cluster::{ClusterMap, DiskAdminState, PgConfig, Replica as Member, ResyncClass};
 use crate::core::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
 use crate::core::replica::{
     Action, Change, ClientOp, ClientReply, ClientRequest, Env, Input, PeerMessage, PgState, Replica, SessionMessage,
@@ -36,13 +36,18 @@ const TICK: Duration = Duration::from_millis(5);
 const TURN_EVENTS: usize = 512;
 /// Disks that may speak before the map names them: a cluster's worth, so that no peer makes the table grow for ever.
 const SPEAKERS_MAX: usize = 65_536;
+/// A member that has accepted a configuration says so in so many reports: one may be lost with its link, and a registration
+/// that was made before knows nothing of it.
+const ACCEPTED_TOLD: u32 = 3;
 /// Housekeeping: reachability, deleted volumes.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 
 /// What happens to a node.
 pub enum Event {
-    /// A replica's message, on a link of this node.
-    Peer { node: NodeId, address: Address, message: PeerMessage },
+    /// A replica's message, on a link of this node or on a session's stream.
+    Peer { node: NodeId, session: Option<u64>, address: Address, message: PeerMessage },
+    /// Somebody asks what this node's replicas of a PG do.
+    Describe { pg: PgId, answer: tokio::sync::oneshot::Sender<String> },
     /// A dialed link is up.
     PeerUp { node: NodeId, id: u64, outbox: Outbox, lease_addr: SocketAddr, process: u64 },
     /// It is gone.
@@ -60,7 +65,16 @@ pub enum Event {
     /// This node's session to a learner is up.
     SessionOpened { pg: PgId, me: DiskId, learner: DiskId, id: u64, outbox: Outbox },
     /// A primary opened a session to a learner here.
-    SessionAccepted { pg: PgId, learner: DiskId, primary: DiskId, class: u32, id: u64, outbox: Outbox },
+    /// `opened`: the primary's process and its number for the session.
+    SessionAccepted {
+        pg: PgId,
+        learner: DiskId,
+        primary: DiskId,
+        class: u32,
+        id: u64,
+        opened: (u64, u64),
+        outbox: Outbox,
+    },
     /// Either kind is gone.
     SessionEnded { pg: PgId, me: DiskId, peer: DiskId, id: u64 },
     /// A disk has done something.
@@ -90,7 +104,10 @@ struct Pending {
 }
 
 struct Session {
+    /// Of its stream.
     id: u64,
+    /// At the learner: see [`Event::SessionAccepted`].
+    opened: Option<(u64, u64)>,
     outbox: Option<Outbox>,
     task: Option<tokio::task::JoinHandle<()>>,
     class: ResyncClass,
@@ -109,6 +126,14 @@ pub struct Counters {
     pub write_bytes: AtomicU64,
     /// Verified bytes written as a resync target, by class.
     pub resync_written: [AtomicU64; 5],
+    /// Bytes of resync put on the wire, by class.
+    pub resync_sent: [AtomicU64; 5],
+    /// Fsyncs of all disks, and their nanoseconds.
+    pub fsyncs: AtomicU64,
+    /// See `fsyncs`.
+    pub fsync_nanos: AtomicU64,
+    /// Of the map here.
+    pub map_version: AtomicU64,
     /// Blocks that arrived with another content than their hash.
     pub wire_mismatches: AtomicU64,
     /// Blocks repaired from another replica.
@@ -183,6 +208,8 @@ pub struct Engine {
     wanted_stale: bool,
     /// The coordinator doesn't know yet what is served here now.
     serving_changed: bool,
+    /// Members that have just accepted a configuration, and how often the coordinator is still told.
+    accepted: BTreeMap<Key, u32>,
 }
 
 impl Engine {
@@ -216,6 +243,7 @@ impl Engine {
             watch: Watch::default(),
             wanted_stale: false,
             serving_changed: false,
+            accepted: BTreeMap::new(),
         }
     }
 
@@ -268,7 +296,7 @@ impl Engine {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Peer { node, address, message } => self.peer(node, address, message),
+            Event::Peer { node, session, address, message } => self.peer(node, session, address, message),
             Event::PeerUp { node, id, outbox, lease_addr, process } => {
                 self.outbound.insert(node, (id, outbox));
                 self.processes.insert(node, process);
@@ -313,24 +341,31 @@ impl Engine {
                 }
             }
             Event::SessionOpened { pg, me, learner, id, outbox } => {
-                if let Some(session) = self.sessions.get_mut(&((me, pg), learner)) {
-                    session.id = id;
-                    session.outbox = Some(outbox);
-                    self.feed((me, pg), Input::SessionUp { learner });
-                } else {
-                    outbox.finish();
+                match self.sessions.get_mut(&((me, pg), learner)) {
+                    Some(session) if session.id == id => {
+                        session.outbox = Some(outbox);
+                        self.feed((me, pg), Input::SessionUp { learner });
+                    }
+                    // Closed meanwhile, and perhaps opened again.
+                    _ => outbox.finish(),
                 }
             }
-            Event::SessionAccepted { pg, learner, primary, class, id, outbox } => {
+            Event::SessionAccepted { pg, learner, primary, class, id, opened, outbox } => {
                 let key = (learner, pg);
-                if !self.ensure(key) {
+                let known = self.sessions.get(&(key, primary)).and_then(|s| s.opened);
+                // Streams may overtake each other: one that the primary has replaced is not taken for the last one.
+                let late = known.is_some_and(|(process, number)| process == opened.0 && number > opened.1);
+                if late || !self.ensure(key) {
                     return outbox.finish();
                 }
-                let class = ResyncClass::ALL.get(class as usize).copied().unwrap_or_default();
-                let session = Session { id, outbox: Some(outbox), task: None, class };
-                if self.sessions.insert((key, primary), session).is_some() {
+                if self.close_session(key, primary) {
                     self.feed(key, Input::SessionDown { peer: primary });
+                    // A replica that leads, as far as it knows, has opened one of its own again.
+                    self.close_session(key, primary);
                 }
+                let class = ResyncClass::ALL.get(class as usize).copied().unwrap_or_default();
+                let session = Session { id, opened: Some(opened), outbox: Some(outbox), task: None, class };
+                self.sessions.insert((key, primary), session);
             }
             Event::SessionEnded { pg, me, peer, id } => {
                 let key = ((me, pg), peer);
@@ -352,6 +387,12 @@ impl Engine {
                 for key in self.keys().into_iter().filter(|k| k.1 == pg) {
                     self.feed(key, Input::Outcome { proposal, accepted, config: config.clone() });
                 }
+            }
+            Event::Describe { pg, answer } => {
+                let mine = self.replicas.iter().filter(|(key, _)| key.1 == pg);
+                let text: String = mine.map(|(key, r)| format!("{}: {}", key.0, r.describe())).collect();
+                // Who asked may have gone.
+                let _ = answer.send(text);
             }
             Event::Purge { pg, disk, up_to } => self.purge(pg, disk, up_to),
             Event::Mismatch => {
@@ -380,9 +421,16 @@ impl Engine {
     fn feed(&mut self, key: Key, input: Input) {
         let Some(replica) = self.replicas.get_mut(&key) else { return };
         let mut env = EngineEnv { leases: &self.parts.leases, throttle: &self.parts.throttle, disk: key.0 };
-        let served = replica.is_serving();
+        let before = (replica.is_serving(), replica.is_outside(), replica.config().generation);
         let actions = replica.handle(input, now(), &mut env);
-        self.serving_changed |= replica.is_serving() != served;
+        let after = (replica.is_serving(), replica.is_outside(), replica.config().generation);
+        if before != after {
+            self.serving_changed |= before.0 != after.0;
+            if !after.1 && (before.1, before.2) != (after.1, after.2) {
+                self.accepted.insert(key, ACCEPTED_TOLD);
+                self.serving_changed = true;
+            }
+        }
         if replica.needs_ticks() {
             self.ticking.insert(key);
         } else {
@@ -426,7 +474,7 @@ impl Engine {
                 self.feed(key, Input::GrantsEnd { generation: config.generation, at });
             }
             Action::OpenSession { learner } => self.open_session(key, learner.disk),
-            Action::CloseSession { learner } => self.close_session(key, learner),
+            Action::CloseSession { learner } => drop(self.close_session(key, learner)),
             Action::VolumeDropped(volume) => {
                 self.dropped.insert((volume, key.1));
                 let dropped = msg::VolumeDropped { id: volume.0, pg: key.1.to_u64() };
@@ -480,7 +528,13 @@ impl Engine {
 
     // ---- peers ----
 
-    fn peer(&mut self, node: NodeId, address: Address, message: PeerMessage) {
+    fn peer(&mut self, node: NodeId, session: Option<u64>, address: Address, message: PeerMessage) {
+        // What an earlier stream still brings belongs to no session any more: it would be taken for the new one's.
+        let current = self.sessions.get(&((address.to, address.pg), address.from)).map(|s| s.id);
+        let stale = session.is_some() && session != current;
+        if stale || session.is_some() != matches!(message, PeerMessage::Session(_)) {
+            return tracing::debug!(%node, ?address, "ignored a message of a stream that is not its session's");
+        }
         match self.map.disks.get(&address.from) {
             Some(disk) if disk.node != node => {
                 return tracing::warn!(%node, disk = %address.from, "ignored a message for another node's disk");
@@ -498,24 +552,30 @@ impl Engine {
         if let PeerMessage::Session(session) = &message {
             let Some(open) = self.sessions.get(&(key, to)) else { return };
             let Some(outbox) = open.outbox.clone() else { return };
+            let class = open.class;
+            let index = ResyncClass::ALL.iter().position(|c| *c == class).unwrap_or(0);
+            let frame = encode(address, &message);
+            if !matches!(session, SessionMessage::Forward { .. } | SessionMessage::Forwarded { .. }) {
+                self.parts.counters.resync_sent[index].fetch_add(frame.wire_bytes() as u64, Ordering::Relaxed);
+            }
             if let SessionMessage::Copied { bytes, .. } = session {
                 // The target pays for what it wrote before it asks for more.
-                let (bytes, class, disk) = (u64::from(*bytes), open.class, key.0);
-                let index = ResyncClass::ALL.iter().position(|c| *c == class).unwrap_or(0);
+                let (bytes, disk) = (u64::from(*bytes), key.0);
                 self.parts.counters.resync_written[index].fetch_add(bytes, Ordering::Relaxed);
                 let throttle = self.parts.throttle.clone();
                 self.parts.runtime.spawn(async move {
                     throttle.take_target(disk, class, bytes).await;
-                    outbox.send(encode(address, &message));
+                    outbox.send(frame);
                 });
                 return;
             }
-            return outbox.send(encode(address, &message));
+            return outbox.send(frame);
         }
         let Some(node) = self.node_of(to) else { return };
         if Some(node) == self.node_of(key.0) {
             // Two disks of one node: no network between them.
-            let event = Event::Peer { node: NodeId(self.parts.links.hello.node), address, message };
+            let node = NodeId(self.parts.links.hello.node);
+            let event = Event::Peer { node, session: None, address, message };
             return drop(self.parts.links.events.send(event));
         }
         let answer = matches!(
@@ -543,23 +603,29 @@ impl Engine {
             .map_or(ResyncClass::Repair, |l| l.class);
         let index = ResyncClass::ALL.iter().position(|c| *c == class).unwrap_or(1) as u32;
         self.close_session(key, learner);
-        let node = self.node_of(learner).and_then(|n| self.map.nodes.get(&n));
-        let Some((node, addr)) = node.map(|n| (n.id, n.addr)) else { return };
-        let links = self.parts.links.clone();
-        let task = links.run_session(key.1, key.0, learner, index, node, addr);
+        let node = self.node_of(learner).and_then(|n| self.map.nodes.get(&n)).map(|n| (n.id, n.addr));
+        let (links, id) = (self.parts.links.clone(), self.parts.links.channel_id());
+        let task = async move {
+            match node {
+                Some((node, addr)) => links.run_session(id, key.1, key.0, learner, index, node, addr).await,
+                // The map that has it is on its way.
+                None => links.no_session(id, key.1, key.0, learner).await,
+            }
+        };
         let task = Some(self.parts.runtime.spawn(task));
-        self.sessions.insert((key, learner), Session { id: 0, outbox: None, task, class });
+        self.sessions.insert((key, learner), Session { id, opened: None, outbox: None, task, class });
     }
 
-    fn close_session(&mut self, key: Key, peer: DiskId) {
-        if let Some(session) = self.sessions.remove(&(key, peer)) {
-            if let Some(outbox) = session.outbox {
-                outbox.finish();
-            }
-            if let Some(task) = session.task {
-                task.abort();
-            }
+    /// False: there was none.
+    fn close_session(&mut self, key: Key, peer: DiskId) -> bool {
+        let Some(session) = self.sessions.remove(&(key, peer)) else { return false };
+        if let Some(outbox) = session.outbox {
+            outbox.finish();
         }
+        if let Some(task) = session.task {
+            task.abort();
+        }
+        true
     }
 
     // ---- the map ----
@@ -568,6 +634,12 @@ impl Engine {
         self.map = map;
         self.speakers.retain(|disk, _| !self.map.disks.contains_key(disk));
         self.parts.throttle.apply(&self.map.settings.resync);
+        for (id, handle) in &self.parts.disks {
+            let failed = self.map.disks.get(id).is_some_and(|d| d.admin_state == DiskAdminState::Failed);
+            if failed && !handle.disk().is_failed() && self.failed.insert(*id) {
+                handle.take_out("the coordinator has it as failed");
+            }
+        }
         let me = self.parts.links.hello.node;
         let others: Vec<(NodeId, SocketAddr)> =
             self.map.nodes.values().filter(|n| n.id.0 != me).map(|n| (n.id, n.addr)).collect();
@@ -625,13 +697,20 @@ impl Engine {
         let listed = self.map.pgs.get(&pg).is_some_and(|c| {
             c.members.iter().any(|m| m.disk == disk) || c.learners.iter().any(|l| l.replica.disk == disk)
         });
-        let newer = self.replicas.get(&key).is_some_and(|r| r.config().generation > up_to);
+        // Also where this map is older than a session's: what learns, or has learnt, is no old copy.
+        let newer = self
+            .replicas
+            .get(&key)
+            .is_some_and(|r| r.config().generation > up_to || !r.is_outside() || r.is_learning());
         let Some(handle) = self.parts.disks.get(&disk) else { return };
         if listed || newer {
             return tracing::warn!(%pg, %disk, "kept a copy that the coordinator wanted purged: it is in use or newer");
         }
         if self.watch.hung(disk).is_some() {
             return; // It would hang this thread too; the coordinator asks again.
+        }
+        if self.replicas.get(&key).is_some_and(Replica::has_disk_work) {
+            return; // A record that is on its way would bring the copy back, complete and empty; the coordinator asks again.
         }
         self.replicas.remove(&key);
         self.ticking.remove(&key);
@@ -750,11 +829,15 @@ impl Engine {
             process: self.parts.links.hello.process,
             ..msg::Stats::default()
         };
+        c.map_version.store(self.map.version, Ordering::Relaxed);
+        let (mut fsyncs, mut fsync_time) = (0, Duration::ZERO);
         let (p50, p99, _) = self.parts.throttle.foreground_percentiles();
         (stats.foreground_p50_us, stats.foreground_p99_us) = (p50, p99);
         for (id, handle) in &self.parts.disks {
-            let space = handle.disk().space();
-            stats.hash_mismatches += handle.disk().counters().hash_mismatches;
+            let (space, io) = (handle.disk().space(), handle.disk().counters());
+            stats.hash_mismatches += io.hash_mismatches;
+            fsyncs += io.fsyncs;
+            fsync_time += io.fsync_time;
             stats.disks.push(msg::DiskStats {
                 disk: id.0,
                 used_bytes: space.slots_used * CHUNK_BYTES,
@@ -764,6 +847,8 @@ impl Engine {
                 hung_ms: self.watch.hung(*id).map_or(0, |d| d.as_millis() as u64),
             });
         }
+        c.fsyncs.store(fsyncs, Ordering::Relaxed);
+        c.fsync_nanos.store(fsync_time.as_nanos() as u64, Ordering::Relaxed);
         stats.lagging = self.watch.lagging().collect();
         stats.hash_mismatches += c.wire_mismatches.load(Ordering::Relaxed);
         let (mut repaired, mut lost) = (0, 0);
@@ -771,12 +856,12 @@ impl Engine {
             let (r, l) = replica.block_repairs();
             repaired += r;
             lost += l;
+            stats.copies.extend(self.copy_stats(*key, replica));
             if !replica.is_primary() {
                 if replica.target_is_full() {
                     stats.full_pgs.push(key.1.to_u64());
                     stats.full_disks.push(key.0.0);
                 }
-                stats.copies.extend(self.copy_stats(*key, replica));
                 continue;
             }
             if replica.is_serving() && self.watch.hung(key.0).is_none() {
@@ -819,14 +904,19 @@ impl Engine {
         }
         self.parts.counters.repaired_blocks.store(repaired, Ordering::Relaxed);
         self.parts.counters.lost_blocks.store(lost, Ordering::Relaxed);
+        self.accepted.retain(|_, left| {
+            *left -= 1;
+            *left > 0
+        });
         *self.parts.stats.lock() = stats.clone();
         drop(self.parts.control.send(ToCoordinator::Stats(Box::new(stats))));
     }
 
-    /// What the disk has of a PG whose member it isn't.
+    /// What the disk has of a PG whose member it isn't, or has just become.
     fn copy_stats(&self, (disk, pg): Key, replica: &Replica) -> Option<msg::CopyStats> {
         let config = replica.config();
-        if !replica.is_outside() || config.generation == Generation::default() {
+        let tells = replica.is_outside() || self.accepted.contains_key(&(disk, pg));
+        if !tells || config.generation == Generation::default() {
             return None;
         }
         let report = msg::PgReport {

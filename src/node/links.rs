@@ -44,7 +44,7 @@ pub struct Links {
 }
 
 impl Links {
-    fn channel_id(&self) -> u64 {
+    pub fn channel_id(&self) -> u64 {
         self.next_channel.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -74,16 +74,18 @@ impl Links {
         let id = self.channel_id();
         let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
         drop(self.events.send(Event::PeerUp { node, id, outbox, lease_addr, process: hello.process }));
-        self.read_peer(node, &mut receiver).await;
+        self.read_peer(node, None, &mut receiver).await;
         drop(self.events.send(Event::PeerDown { node, id }));
     }
 
-    async fn read_peer(&self, node: NodeId, receiver: &mut Receiver) {
+    async fn read_peer(&self, node: NodeId, session: Option<u64>, receiver: &mut Receiver) {
         let mut frames = Vec::new();
         while receiver.recv_batch(&mut frames).await.is_some() {
             for frame in frames.drain(..) {
                 match replica::decode(&frame) {
-                    Ok((address, message)) => drop(self.events.send(Event::Peer { node, address, message })),
+                    Ok((address, message)) => {
+                        drop(self.events.send(Event::Peer { node, session, address, message }));
+                    }
                     Err(replica::DecodePeer::UnknownKind(unknown)) => {
                         tracing::warn!(kind = unknown, "ignored a message that this release doesn't know");
                     }
@@ -131,7 +133,7 @@ impl Links {
         let id = self.channel_id();
         let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
         drop(self.events.send(Event::InboundUp { node, id, outbox, process: theirs.process }));
-        self.read_peer(node, &mut receiver).await;
+        self.read_peer(node, None, &mut receiver).await;
         drop(self.events.send(Event::InboundDown { node, id }));
     }
 
@@ -164,14 +166,24 @@ impl Links {
         let id = self.channel_id();
         let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
         let class = hello.class;
-        drop(self.events.send(Event::SessionAccepted { pg, learner, primary, class, id, outbox }));
-        self.read_peer(node, &mut receiver).await;
+        let opened = (hello.process, hello.session);
+        drop(self.events.send(Event::SessionAccepted { pg, learner, primary, class, id, opened, outbox }));
+        self.read_peer(node, Some(id), &mut receiver).await;
         drop(self.events.send(Event::SessionEnded { pg, me: learner, peer: primary, id }));
     }
 
-    /// Opens a session's stream to a learner, trying until it is up; reads it until it ends.
+    /// Ends a session that can't be opened now, so that it is tried again.
+    pub async fn no_session(&self, id: u64, pg: PgId, primary: DiskId, learner: DiskId) {
+        tokio::time::sleep(SESSION_RETRY).await;
+        drop(self.events.send(Event::SessionEnded { pg, me: primary, peer: learner, id }));
+    }
+
+    /// Opens a session's stream to a learner, trying until it is up; reads it until it ends. `id` comes from
+    /// [`Links::channel_id`].
+    #[allow(clippy::too_many_arguments, reason = "what a session is between")]
     pub async fn run_session(
         self: Arc<Self>,
+        id: u64,
         pg: PgId,
         primary: DiskId,
         learner: DiskId,
@@ -179,9 +191,9 @@ impl Links {
         node: NodeId,
         addr: SocketAddr,
     ) {
-        let id = self.channel_id();
         loop {
-            let hello = PeerHello { pg: pg.to_u64(), learner: learner.0, primary: primary.0, class, ..self.hello };
+            let ends = PeerHello { pg: pg.to_u64(), learner: learner.0, primary: primary.0, ..self.hello };
+            let hello = PeerHello { class, session: id, ..ends };
             let link = self.endpoint.connect(addr, Expect::Node(node), LinkClass::Resync).await;
             if let Ok(link) = link
                 && let Ok(channel) = link.open_channel(Frame::new(kind::SESSION_HELLO, hello.encode_to_vec())).await
@@ -189,7 +201,7 @@ impl Links {
                 let (sender, mut receiver) = channel.split();
                 let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
                 drop(self.events.send(Event::SessionOpened { pg, me: primary, learner, id, outbox }));
-                self.read_peer(node, &mut receiver).await;
+                self.read_peer(node, Some(id), &mut receiver).await;
                 tokio::time::sleep(SESSION_RETRY).await;
                 return drop(self.events.send(Event::SessionEnded { pg, me: primary, peer: learner, id }));
             }

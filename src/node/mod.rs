@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::metrics::{Metrics, NodeMetrics};
 use crate::api::types::{ApiError, JoinReply, JoinRequest};
 use crate::core::cluster::{ClusterMap, ResyncClass};
-use crate::core::ids::{ClusterId, DiskId, NodeId};
+use crate::core::ids::{ClusterId, DiskId, NodeId, PgId};
 use crate::core::units::CHUNK_BYTES;
 use crate::disk::{self, Disk};
 use crate::net::admin::{AdminServer, AdminTransport};
@@ -289,7 +289,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
         config.admin,
         AdminTransport::Auto,
         &identity,
-        admin_router(metrics.clone(), stats.clone(), counters.clone()),
+        admin_router(metrics.clone(), stats.clone(), counters.clone(), events.clone()),
     )
     .await?;
     let admin_url = admin.url();
@@ -485,6 +485,13 @@ fn fill(metrics: &NodeMetrics, stats: &msg::Stats, counters: &engine::Counters) 
     for (class, total) in ResyncClass::ALL.into_iter().zip(&counters.resync_written) {
         metrics.resync_bytes.raise_to(class, total.load(Relaxed));
     }
+    for (class, total) in ResyncClass::ALL.into_iter().zip(&counters.resync_sent) {
+        metrics.resync_sent.raise_to(class, total.load(Relaxed));
+    }
+    metrics
+        .fsyncs
+        .raise_to(counters.fsyncs.load(Relaxed), std::time::Duration::from_nanos(counters.fsync_nanos.load(Relaxed)));
+    metrics.map_version.set(i64::try_from(counters.map_version.load(Relaxed)).unwrap_or(i64::MAX));
     metrics.active_moves.set(stats.sessions.len() as i64);
     metrics.hash_mismatches.inc_by(stats.hash_mismatches.saturating_sub(metrics.hash_mismatches.get()));
     for disk in &stats.disks {
@@ -497,6 +504,7 @@ fn admin_router(
     metrics: Arc<NodeMetrics>,
     stats: Arc<parking_lot::Mutex<msg::Stats>>,
     counters: Arc<engine::Counters>,
+    events: crossbeam_channel::Sender<Event>,
 ) -> axum::Router {
     let text = move || {
         let (metrics, stats, counters) = (metrics.clone(), stats.clone(), counters.clone());
@@ -505,5 +513,23 @@ fn admin_router(
             metrics.text()
         }
     };
-    axum::Router::new().route("/metrics", axum::routing::get(text))
+    // For whoever looks for a fault: what a PG's replicas here wait for.
+    let describe = move |axum::extract::Path(pg): axum::extract::Path<String>| {
+        let events = events.clone();
+        async move {
+            let Ok(pg) = pg.parse::<PgId>() else {
+                return format!("{pg} is no PG: write it as POOL.INDEX, like 1.60\n");
+            };
+            let (answer, said) = tokio::sync::oneshot::channel();
+            drop(events.send(Event::Describe { pg, answer }));
+            match said.await {
+                Ok(text) if text.is_empty() => format!("no disk of this node has a replica of PG {pg}\n"),
+                Ok(text) => text,
+                Err(_) => "the node is stopping\n".to_owned(),
+            }
+        }
+    };
+    axum::Router::new()
+        .route("/metrics", axum::routing::get(text))
+        .route("/debug/pg/{pg}", axum::routing::get(describe))
 }

@@ -47,6 +47,8 @@ pub mod kind {
     pub const STATS: u16 = 0x0117;
     /// A follower of the map that attaches nothing (the CLI): first message, empty.
     pub const OBSERVE: u16 = 0x0118;
+    /// Gateway → coordinator: [`super::Settled`].
+    pub const SETTLED: u16 = 0x0119;
 }
 
 /// A node presents itself with all that its disks know.
@@ -373,6 +375,23 @@ pub struct AttachReply {
     /// For standby and refused: who has it, or what is wrong.
     #[prost(string, tag = "5")]
     pub reason: String,
+    /// Acked writes of the gateway before may be lost: the next FLUSH fails once (R13).
+    #[prost(bool, tag = "6")]
+    pub lost: bool,
+}
+
+/// A gateway has sent again all that its volume's PGs may have lost (R13).
+#[derive(Clone, PartialEq, Message)]
+pub struct Settled {
+    /// VolumeId.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// The gateway's.
+    #[prost(uint64, tag = "2")]
+    pub incarnation: u64,
+    /// The sum of the durability epochs up to which that is so.
+    #[prost(uint64, tag = "3")]
+    pub durability: u64,
 }
 
 /// Outcomes of [`Attach`].
@@ -401,6 +420,9 @@ pub struct Release {
     /// One sentence, for `FENCED`.
     #[prost(string, tag = "3")]
     pub reason: String,
+    /// From the gateway: a loss has not been told to its guest.
+    #[prost(bool, tag = "4")]
+    pub untold: bool,
 }
 
 /// A primary has dropped all chunks of a volume that is being deleted from a PG.
@@ -462,7 +484,8 @@ pub struct Stats {
     /// The process that counts (see `Register.process`).
     #[prost(uint64, tag = "15")]
     pub process: u64,
-    /// Copies on this node's disks that are no members: learners, and old ones. What each disk knows of its PG.
+    /// Copies on this node's disks that are no members (learners, and old ones), and members that have just accepted a
+    /// configuration. What each disk knows of its PG.
     #[prost(message, repeated, tag = "16")]
     pub copies: Vec<CopyStats>,
     /// Members for which this node's primaries have waited too long.

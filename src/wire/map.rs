@@ -142,6 +142,9 @@ pub struct Volume {
     /// Being deleted.
     #[prost(bool, tag = "9")]
     pub deleting: bool,
+    /// See [`core::Volume::durability`].
+    #[prost(uint64, tag = "10")]
+    pub durability: u64,
 }
 
 /// See [`core::Replica`].
@@ -360,6 +363,7 @@ impl From<&core::Volume> for Volume {
             stripes: v.stripes.iter().map(|s| Stripe { first_chunk: s.first_chunk, pgs: s.pgs.clone() }).collect(),
             incarnation: v.incarnation,
             attached_to: v.attached_to.clone(),
+            durability: v.durability,
             priority: v.priority,
             deleting: v.deleting,
         }
@@ -382,6 +386,7 @@ impl TryFrom<Volume> for core::Volume {
             stripes: v.stripes.into_iter().map(|s| core::Stripe { first_chunk: s.first_chunk, pgs: s.pgs }).collect(),
             incarnation: v.incarnation,
             attached_to: v.attached_to,
+            durability: v.durability,
             priority: v.priority,
             deleting: v.deleting,
         })

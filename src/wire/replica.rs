@@ -557,6 +557,9 @@ pub struct PeerHello {
     /// For a session: index into `ResyncClass::ALL`.
     #[prost(uint32, tag = "7")]
     pub class: u32,
+    /// For a session: its number, which grows with each that the process opens.
+    #[prost(uint64, tag = "8")]
+    pub session: u64,
 }
 
 /// Stored in a disk's PG table (R21).
@@ -675,8 +678,8 @@ mod tests {
         Operation::Write { chunk: CHUNK, first_block: 5, leaves, data: data.into() }
     }
 
-    fn messages() -> Vec<PeerMessage> {
-        let config = PgConfig {
+    fn config() -> PgConfig {
+        PgConfig {
             pg: address().pg,
             generation: G,
             durability_epoch: 2,
@@ -685,7 +688,11 @@ mod tests {
             last_proposal: 0,
             forced: true,
             members_min: 0,
-        };
+        }
+    }
+
+    fn messages() -> Vec<PeerMessage> {
+        let config = config();
         let s = PeerMessage::Session;
         let data: Bytes = vec![9; 4096].into();
         let leaf = hashtree::leaf(64, &data);
@@ -743,6 +750,26 @@ mod tests {
             s(SessionMessage::Finish { sequence: 9, uncommitted: vec![(CHUNK, 1, 2)] }),
             s(SessionMessage::Finished),
         ]
+    }
+
+    /// A record that a disk can't store would cost the PG its replica there.
+    #[test]
+    fn the_longest_record_has_room_on_a_disk() {
+        use crate::core::replica::{PgState, RECORD_RANGES_MAX};
+        let chunk = |i: usize| ChunkId { volume: VolumeId(1 << 34), index: u32::MAX - i as u32 };
+        let state = PgState {
+            config: config(),
+            complete: true,
+            fences: (0..200).map(|v| (VolumeId((1 << 34) + v), 1 << 34)).collect(),
+            last_sequence: u64::MAX,
+            uncommitted: (0..RECORD_RANGES_MAX).map(|i| (chunk(i), 700, 300)).collect(),
+            unsure_all: true,
+        };
+        let record = StoredPg::new(&state);
+        let bytes = record.encode_to_vec();
+        assert!(bytes.len() <= 30 << 10, "{} bytes", bytes.len());
+        let read = StoredPg::decode(bytes.as_slice()).unwrap().into_state(true).unwrap();
+        assert_eq!(read, state);
     }
 
     #[test]

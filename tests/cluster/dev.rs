@@ -434,7 +434,7 @@ impl Dev {
     }
 
     /// Every log of this cluster, by name.
-    fn logs(&self) -> Vec<(PathBuf, String)> {
+    pub fn logs(&self) -> Vec<(PathBuf, String)> {
         let folders = [self.folder.path().to_owned(), self.dir().join("logs")];
         let files = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
         let logs = files.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "log"));

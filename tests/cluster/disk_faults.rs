@@ -102,6 +102,10 @@ pub fn a_disk_that_takes_no_mark_stays_out() {
     dev.kill_node(VICTIM);
     fs.fail_writes(0);
     dev.start_node(VICTIM);
+    wait_for("the disk takes the mark from the coordinator", || {
+        let logs = dev.logs();
+        logs.iter().any(|(_, log)| log.contains("the coordinator has it as failed")).then_some(())
+    });
     out_for_good(dev, &fs, gateway, load);
 }
 

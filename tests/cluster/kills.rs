@@ -2,7 +2,7 @@
 
 use crate::dev::Dev;
 use crate::nbd::{Breaks, Load};
-use crate::tools::MIB;
+use crate::tools::{MIB, wait_for};
 
 /// The load's part of a volume: its first 8 MiB.
 const LOAD_BLOCKS: u64 = 2048;
@@ -85,7 +85,11 @@ pub fn everything_killed_at_once() {
     dev.start_gateway_again(&mut gateway);
     load.wait_for_more(500);
     assert!(load.breaks() > 0, "no connection broke");
+    // Nobody can know that a killed process's page cache has survived: the loss is told, once (R13).
+    wait_for("a flush tells of the loss", || (load.failed_flushes() > 0).then_some(()));
     dev.wait_clean();
+    load.wait_for_more(500);
+    assert_eq!(load.failed_flushes(), 1);
     load.stop_and_verify(&gateway.socket, "v");
 
     // The copies agree on what was in doubt: another primary has the same.

@@ -119,7 +119,7 @@ pub enum Breaks {
     /// It connects again and must find every acked write; the one in flight may be there or not.
     KeepAcked,
     /// It connects again and must find every flushed write. A block that was written since holds what it held at the
-    /// flush or any version written since, as on a disk that lost its power.
+    /// flush or any version written since, as on a disk that lost its power. A flush may fail once for it (R13).
     KeepFlushed,
 }
 
@@ -127,9 +127,16 @@ pub enum Breaks {
 /// the last acked stamp, fails it; `Breaks` says what a lost connection may change.
 pub struct Load {
     stop: Arc<AtomicBool>,
-    operations: Arc<AtomicU64>,
-    breaks: Arc<AtomicU64>,
+    counts: Arc<Counts>,
     workers: Vec<JoinHandle<Result<Vec<u64>, String>>>,
+}
+
+/// What happened so far.
+#[derive(Default)]
+struct Counts {
+    operations: AtomicU64,
+    breaks: AtomicU64,
+    failed_flushes: AtomicU64,
 }
 
 pub const WORKERS: u64 = 4;
@@ -142,7 +149,7 @@ impl Load {
 
     /// The same by a client that knows several sockets and takes the first that answers.
     pub fn start_over(sockets: &[&Path], volume: &str, blocks: u64, breaks: Breaks) -> Load {
-        let (stop, operations, broken) = (Arc::default(), Arc::default(), Arc::default());
+        let (stop, counts) = (Arc::default(), Arc::default());
         let workers = (0..WORKERS).map(|number| {
             let worker = Worker {
                 client: Client::connect(sockets[0], volume).expect("connects"),
@@ -153,21 +160,26 @@ impl Load {
                 breaks,
                 random: number + 1,
             };
-            let (stop, operations, broken) = (Arc::clone(&stop), Arc::clone(&operations), Arc::clone(&broken));
-            std::thread::spawn(move || worker.run(&stop, &operations, &broken))
+            let (stop, counts) = (Arc::clone(&stop), Arc::clone(&counts));
+            std::thread::spawn(move || worker.run(&stop, &counts))
         });
         let workers = workers.collect();
-        Load { stop, operations, breaks: broken, workers }
+        Load { stop, counts, workers }
     }
 
     /// Operations that were answered so far.
     pub fn operations(&self) -> u64 {
-        self.operations.load(Ordering::Relaxed)
+        self.counts.operations.load(Ordering::Relaxed)
     }
 
     /// How often a connection broke and was made again.
     pub fn breaks(&self) -> u64 {
-        self.breaks.load(Ordering::Relaxed)
+        self.counts.breaks.load(Ordering::Relaxed)
+    }
+
+    /// Flushes that were answered by an error, to tell of a loss.
+    pub fn failed_flushes(&self) -> u64 {
+        self.counts.failed_flushes.load(Ordering::Relaxed)
     }
 
     /// Waits until that many operations more are answered: IO goes on.
@@ -251,6 +263,8 @@ impl Block {
 enum Failed {
     /// The connection is gone.
     Broken(String),
+    /// A flush was answered by an error.
+    Flush(String),
     Wrong(String),
 }
 
@@ -267,7 +281,7 @@ struct Worker {
 
 impl Worker {
     /// Works until told to stop; gives each block's version, flushed.
-    fn run(mut self, stop: &AtomicBool, done: &AtomicU64, broken: &AtomicU64) -> Result<Vec<u64>, String> {
+    fn run(mut self, stop: &AtomicBool, counts: &Counts) -> Result<Vec<u64>, String> {
         let mut step = 0;
         loop {
             let stopping = stop.load(Ordering::Relaxed);
@@ -276,13 +290,16 @@ impl Worker {
             match outcome {
                 Ok(()) if stopping => return Ok(self.blocks.iter().map(Block::now).collect()),
                 Ok(()) => {
-                    done.fetch_add(1, Ordering::Relaxed);
+                    counts.operations.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(Failed::Broken(_)) if self.breaks != Breaks::Fail => {
                     self.reconnect()?;
-                    broken.fetch_add(1, Ordering::Relaxed);
+                    counts.breaks.fetch_add(1, Ordering::Relaxed);
                 }
-                Err(Failed::Broken(error) | Failed::Wrong(error)) => return Err(error),
+                Err(Failed::Flush(_)) if self.breaks == Breaks::KeepFlushed => {
+                    counts.failed_flushes.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(Failed::Broken(error) | Failed::Flush(error) | Failed::Wrong(error)) => return Err(error),
             }
             // A steady load, not the most that the machine can do: tests share it.
             std::thread::sleep(Duration::from_millis(2));
@@ -307,7 +324,10 @@ impl Worker {
     }
 
     fn flush(&mut self) -> Result<(), Failed> {
-        self.client.flush().map_err(|error| failed("flushing", &error))?;
+        self.client.flush().map_err(|error| match failed("flushing", &error) {
+            Failed::Wrong(text) => Failed::Flush(text),
+            other => other,
+        })?;
         self.blocks.iter_mut().for_each(Block::flush);
         Ok(())
     }
@@ -325,7 +345,7 @@ impl Worker {
         wait_for("a gateway takes the load again", || match self.look_again() {
             Ok(()) => Some(Ok(())),
             Err(Failed::Broken(_)) => None,
-            Err(Failed::Wrong(error)) => Some(Err(error)),
+            Err(Failed::Wrong(error) | Failed::Flush(error)) => Some(Err(error)),
         })
     }
 

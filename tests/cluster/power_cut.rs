@@ -117,8 +117,11 @@ pub fn the_whole_cluster_loses_what_was_not_synced() {
         for (first, history) in &histories {
             check_history(&mut gateway.client(), *first, history);
         }
+        // The gateway that had acked it is gone with what was not flushed: the guest hears of it, once (R13).
         let mut client = gateway.client();
         client.trim(0, 8 << 20).expect("trims");
+        let told = client.flush().expect_err("a loss was not told");
+        assert_eq!(told.raw_os_error(), Some(5), "{told}");
         client.flush().expect("flushes");
     }
     drop(gateway);

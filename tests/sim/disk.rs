@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use evenkeel::core::hashtree::{self, HOLE, Hash};
-use evenkeel::core::ids::{BootId, ChunkId, Generation};
+use evenkeel::core::ids::{BootId, ChunkId, Generation, PgId};
 use evenkeel::core::replica::{ChunkLeaves, DiskOp, DiskResult, Operation, PgState, TableEntry};
-use evenkeel::core::units::{BLOCK_BYTES, BLOCKS_PER_CHUNK};
+use evenkeel::core::units::{BLOCK_BYTES, BLOCKS_PER_CHUNK, CHUNK_BYTES};
 
+use crate::canary::Canary;
 use crate::rng::Rng;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -38,6 +39,8 @@ pub struct Chunk {
     /// In the header on the platters.
     stable_version: (Generation, u64),
     dirty: bool,
+    /// As of when it was clean last.
+    clean_root: Option<Hash>,
     clock: u64,
     /// Blocks that were ever written, as the cache has them.
     pub blocks: BTreeMap<u32, Block>,
@@ -73,46 +76,80 @@ impl Chunk {
     }
 }
 
+/// What a flush covers, by chunk and block.
+pub type Covered = BTreeMap<ChunkId, BTreeMap<u32, Block>>;
+
 pub struct Disk {
     pub boot: BootId,
     pub chunks: BTreeMap<ChunkId, Chunk>,
     unsure: BTreeSet<ChunkId>,
-    pub state: Option<PgState>,
-    pub mark: u64,
+    /// The PG table (R21).
+    pub states: BTreeMap<PgId, PgState>,
+    /// The stable flush marks (R2).
+    pub marks: BTreeMap<PgId, u64>,
+    /// The volume's PGs, over which its chunks cycle.
+    layout: Vec<PgId>,
     pub failed: bool,
     pub full: bool,
-    /// Canary: records count as stable although they aren't.
-    pub forget_records: bool,
+    pub canary: Option<Canary>,
     /// Canary: an fsync failed, and those after it succeed without anything being made stable.
     pub loses_flushes: bool,
-    /// Canary: reads give blocks that don't match their leaves.
-    pub unverified: bool,
 }
 
 impl Disk {
-    pub fn new(boot: BootId) -> Self {
+    pub fn new(boot: BootId, layout: Vec<PgId>) -> Self {
         Disk {
             boot,
             chunks: BTreeMap::new(),
             unsure: BTreeSet::new(),
-            state: None,
-            mark: 0,
+            states: BTreeMap::new(),
+            marks: BTreeMap::new(),
+            layout,
             failed: false,
             full: false,
-            forget_records: false,
+            canary: None,
             loses_flushes: false,
-            unverified: false,
         }
     }
 
+    pub fn pg_of(&self, chunk: ChunkId) -> PgId {
+        self.layout[chunk.index as usize % self.layout.len()]
+    }
+
+    /// Bytes that the PG's chunks take.
+    pub fn bytes_of(&self, pg: PgId) -> u64 {
+        self.chunks.keys().filter(|c| self.pg_of(**c) == pg).count() as u64 * CHUNK_BYTES
+    }
+
+    /// Bytes as they are in the cache, whoever waits for them.
+    pub fn peek(&self, chunk: ChunkId, offset: u32, len: u32) -> Bytes {
+        let (first, offset) = (offset / BLOCK as u32, offset as usize % BLOCK);
+        let last = first + (offset as u32 + len).div_ceil(BLOCK as u32);
+        let chunk = self.chunks.get(&chunk);
+        let block = |i| chunk.map_or_else(Block::hole, |c| c.block(i)).data;
+        let data: Vec<u8> = (first..last).flat_map(|i| block(i).to_vec()).collect();
+        Bytes::from(data).slice(offset..offset + len as usize)
+    }
+
+    /// Nothing of the PG is left.
+    pub fn purge(&mut self, pg: PgId) {
+        let gone: Vec<ChunkId> = self.chunks.keys().copied().filter(|c| self.pg_of(*c) == pg).collect();
+        for chunk in gone {
+            self.chunks.remove(&chunk);
+            self.unsure.remove(&chunk);
+        }
+        self.states.remove(&pg);
+        self.marks.remove(&pg);
+    }
+
     /// What a flush that starts now will cover.
-    pub fn snapshot_unsynced(&self) -> BTreeMap<ChunkId, BTreeMap<u32, Block>> {
+    pub fn snapshot_unsynced(&self) -> Covered {
         let blocks = |c: &Chunk| c.unsynced.keys().map(|i| (*i, c.block(*i))).collect();
         self.chunks.iter().map(|(id, c)| (*id, blocks(c))).collect()
     }
 
     /// Such a flush is done.
-    pub fn synced(&mut self, covered: BTreeMap<ChunkId, BTreeMap<u32, Block>>, mark: u64) {
+    pub fn synced(&mut self, covered: Covered, mark: Option<(PgId, u64)>) {
         if self.loses_flushes {
             return;
         }
@@ -128,7 +165,10 @@ impl Disk {
                 }
             }
         }
-        self.mark = self.mark.max(mark);
+        if let Some((pg, mark)) = mark {
+            let stable = self.marks.entry(pg).or_default();
+            *stable = (*stable).max(mark);
+        }
     }
 
     /// The background cleaner: idle chunks lose their dirty mark.
@@ -137,6 +177,7 @@ impl Disk {
             if chunk.unsynced.is_empty() && !self.unsure.contains(id) {
                 chunk.dirty = false;
                 chunk.stable_version = chunk.version;
+                chunk.clean_root = Some(hashtree::root(&chunk.leaves()));
             }
         }
     }
@@ -171,7 +212,9 @@ impl Disk {
                 }
             }
             if chunk.dirty {
-                self.unsure.insert(*id);
+                if self.canary != Some(Canary::DirtyMarksLost) {
+                    self.unsure.insert(*id);
+                }
                 chunk.version = if rng.chance(500) { chunk.stable_version } else { chunk.version };
             }
         }
@@ -179,10 +222,10 @@ impl Disk {
     }
 
     /// A clean stop: all is flushed, the boot id stays. False: chunks are unsure, the stop must count as unclean.
-    pub fn stop(&mut self, state: PgState) -> bool {
+    pub fn stop(&mut self, states: BTreeMap<PgId, PgState>) -> bool {
         let covered = self.snapshot_unsynced();
-        self.synced(covered, 0);
-        self.state = Some(state);
+        self.synced(covered, None);
+        self.states = states;
         if self.unsure.is_empty() {
             for chunk in self.chunks.values_mut() {
                 chunk.dirty = false;
@@ -208,7 +251,7 @@ impl Disk {
         true
     }
 
-    pub fn run(&mut self, op: DiskOp) -> DiskResult {
+    pub fn run(&mut self, pg: PgId, op: DiskOp) -> DiskResult {
         match op {
             DiskOp::Prepare { chunk, generation } => match self.prepare(chunk, generation) {
                 true => DiskResult::Done,
@@ -234,20 +277,28 @@ impl Disk {
             }
             DiskOp::Read { chunk, first_block, count } => self.read(chunk, first_block, count),
             DiskOp::Flush { .. } => DiskResult::Done,
-            DiskOp::Persist(state) => {
-                if !self.forget_records {
-                    self.state = Some(state);
+            DiskOp::Persist(mut state) => {
+                if self.canary == Some(Canary::IncompleteMarkForgotten) {
+                    state.complete |= self.states.get(&pg).is_some_and(|old| old.complete);
+                }
+                if self.canary != Some(Canary::ConfigNotPersisted) {
+                    self.states.insert(pg, state);
                 }
                 DiskResult::Done
             }
             DiskOp::Table => DiskResult::Table(
                 self.chunks
                     .iter()
+                    .filter(|(id, _)| self.pg_of(**id) == pg)
                     .map(|(id, c)| TableEntry {
                         chunk: *id,
                         generation: c.version.0,
                         sequence: c.version.1,
-                        root: (!c.dirty).then(|| hashtree::root(&c.leaves())),
+                        root: match c.clean_root {
+                            // Canary: the root that it had when it was clean last.
+                            Some(stale) if self.canary == Some(Canary::StaleRoot) => Some(stale),
+                            _ => (!c.dirty).then(|| hashtree::root(&c.leaves())),
+                        },
                         unsure: self.unsure.contains(id),
                     })
                     .collect(),
@@ -279,6 +330,7 @@ impl Disk {
             version: (generation, 0),
             stable_version: (generation, 0),
             dirty: true,
+            clean_root: None,
             clock: 0,
             blocks: BTreeMap::new(),
             unsynced: BTreeMap::new(),
@@ -326,7 +378,8 @@ impl Disk {
             let block = self.chunks.get(&chunk).and_then(|c| c.blocks.get(&i));
             match block {
                 Some(b) => {
-                    if !self.unverified && !hashtree::verify(i as usize, &b.data, &b.leaf) {
+                    if self.canary != Some(Canary::LeavesNotVerified) && !hashtree::verify(i as usize, &b.data, &b.leaf)
+                    {
                         bad.push(i);
                     }
                     leaves.push(b.leaf);

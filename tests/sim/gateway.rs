@@ -1,10 +1,11 @@
 //! A gateway: the production router (R6, R12–R14) under a workload of stamped sectors.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use evenkeel::core::cluster::ClusterMap;
 use evenkeel::core::hashtree;
-use evenkeel::core::ids::{ChunkId, Generation, VolumeId};
+use evenkeel::core::ids::{ChunkId, PgId, VolumeId};
 use evenkeel::core::replica::{ClientOp, ClientReply};
 use evenkeel::core::router::Router;
 use evenkeel::core::units::BLOCK_BYTES;
@@ -12,12 +13,12 @@ use evenkeel::core::units::BLOCK_BYTES;
 use crate::model::{At, Model};
 use crate::rng::Rng;
 
-pub const VOLUME: VolumeId = VolumeId(7);
+pub const VOLUME: VolumeId = VolumeId(1);
 const SECTOR: u32 = 512;
 const PER_BLOCK: u32 = BLOCK_BYTES as u32 / SECTOR;
 /// Blocks that the workload uses: the edges of windows and chunks, and neighbours.
 const BLOCKS: [u32; 8] = [0, 1, 2, 63, 64, 65, 700, 1023];
-const CHUNKS: u64 = 3;
+pub const CHUNKS: u64 = 3;
 const IN_FLIGHT_MAX: usize = 6;
 
 #[derive(Clone)]
@@ -38,6 +39,13 @@ impl Kind {
                 (block * PER_BLOCK..(block + count) * PER_BLOCK).map(|s| ((*chunk, s), 0)).collect()
             }
             _ => Vec::new(),
+        }
+    }
+
+    fn chunk(&self) -> Option<u32> {
+        match self {
+            Kind::Read { chunk, .. } | Kind::Write { chunk, .. } | Kind::Zero { chunk, .. } => Some(*chunk),
+            Kind::Flush { .. } => None,
         }
     }
 
@@ -79,11 +87,11 @@ impl Kind {
 }
 
 /// One block somewhere: its sectors and the request.
-pub fn some_read(rng: &mut Rng) -> (Vec<At>, ClientOp) {
+pub fn some_read(rng: &mut Rng) -> (u32, Vec<At>, ClientOp) {
     let chunk = rng.below(CHUNKS) as u32;
     let sector = rng.pick(&BLOCKS).copied().unwrap_or(0) * PER_BLOCK;
     let kind = Kind::Read { chunk, sector, count: PER_BLOCK };
-    ((sector..sector + PER_BLOCK).map(|s| (chunk, s)).collect(), kind.request())
+    (chunk, (sector..sector + PER_BLOCK).map(|s| (chunk, s)).collect(), kind.request())
 }
 
 struct Op {
@@ -93,19 +101,33 @@ struct Op {
 
 pub struct Gateway {
     pub id: u32,
+    pub name: String,
     pub incarnation: u64,
     pub alive: bool,
     /// Another gateway has been let in.
     pub fenced_at: Option<u64>,
-    /// Of the newest map that has come.
-    pub map_seen: Generation,
+    /// The coordinator has granted it the volume.
+    pub attached: bool,
+    /// It takes the volume from whoever has it; else it stands by.
+    pub take_over: bool,
+    /// It hands the volume over: no new requests; when all is flushed it releases.
+    pub leaving: bool,
+    released: bool,
+    /// When it started.
+    pub since: u64,
+    pub map: Arc<ClusterMap>,
+    /// What the coordinator has been told last on this link.
+    pub settled: Option<u64>,
+    /// So many flushes may fail, to say so (R13).
+    pub losses_told: u64,
     pub router: Router,
     ops: BTreeMap<u64, Op>,
     next: u64,
-    /// The durability epoch at which it was let in last.
-    epoch: u64,
-    /// It was let in at another epoch, and nothing has been answered since.
-    settling: bool,
+    /// The durability epoch at which each PG let it in last.
+    epochs: BTreeMap<PgId, u64>,
+    /// PGs that let it in at another epoch, and have answered nothing since.
+    settling: BTreeSet<PgId>,
+    layout: Vec<PgId>,
     /// Acked writes that no flush covers (R13), with the model's order.
     kept: Vec<(u64, Kind)>,
     pub replays: u64,
@@ -120,20 +142,27 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub fn new(id: u32, incarnation: u64, map: &ClusterMap) -> Self {
-        let mut router = Router::new(VOLUME, incarnation);
-        router.handle_map(map);
+    pub fn new(id: u32, name: String, take_over: bool, layout: Vec<PgId>, since: u64) -> Self {
         Gateway {
             id,
-            incarnation,
+            name,
+            incarnation: 0,
             alive: true,
             fenced_at: None,
-            map_seen: Generation::default(),
-            router,
+            attached: false,
+            take_over,
+            leaving: false,
+            since,
+            released: false,
+            map: Arc::default(),
+            settled: None,
+            losses_told: 0,
+            router: Router::new(VOLUME, 0),
             ops: BTreeMap::new(),
             next: 0,
-            epoch: 0,
-            settling: false,
+            epochs: BTreeMap::new(),
+            settling: BTreeSet::new(),
+            layout,
             kept: Vec::new(),
             replays: 0,
             reads: 0,
@@ -143,6 +172,62 @@ impl Gateway {
             rotten: false,
             busy: true,
         }
+    }
+
+    pub fn pg_of(&self, chunk: u32) -> PgId {
+        self.layout[chunk as usize % self.layout.len()]
+    }
+
+    /// The coordinator granted it the volume; it starts when it has the map too.
+    pub fn grant(&mut self, incarnation: u64, lost: bool) {
+        if !self.attached {
+            (self.attached, self.incarnation, self.take_over) = (true, incarnation, false);
+            self.router = Router::new(VOLUME, incarnation);
+            if lost {
+                self.router.tell_loss();
+            }
+            self.router.handle_map(&self.map);
+        }
+    }
+
+    /// A loss that its guest has not been told.
+    pub fn is_loss_untold(&self) -> bool {
+        self.attached && self.router.settled(&self.map).is_none()
+    }
+
+    /// What its volume's PGs may have lost is there again, up to this durability; once each time.
+    pub fn take_settled(&mut self) -> Option<(u64, u64)> {
+        let now = if self.attached { self.router.settled(&self.map) } else { None };
+        if now.is_none() || now == self.settled {
+            return None;
+        }
+        self.settled = now;
+        Some((self.incarnation, now?))
+    }
+
+    pub fn handle_map(&mut self, map: Arc<ClusterMap>) {
+        self.map = map;
+        if self.attached {
+            self.router.handle_map(&self.map);
+        }
+    }
+
+    /// Every PG has let it in, so whoever had the volume before is fenced for good.
+    pub fn is_in(&self) -> bool {
+        self.epochs.len() == self.layout.len()
+    }
+
+    /// It has handed over: true once.
+    pub fn take_release(&mut self, now: u64, model: &mut Model) -> bool {
+        if !self.leaving || !self.alive || self.released || !self.attached || !self.ops.is_empty() {
+            return false;
+        }
+        if !self.kept.is_empty() {
+            self.flush_all(now, model);
+            return false;
+        }
+        self.released = true;
+        true
     }
 
     pub fn describe(&self) -> String {
@@ -155,11 +240,11 @@ impl Gateway {
 
     /// Time passes: starts new work.
     pub fn tick(&mut self, now: u64, model: &mut Model, rng: &mut Rng) {
-        if !self.alive {
+        if !self.alive || !self.attached || self.map.pgs.is_empty() {
             return;
         }
         self.router.handle_tick();
-        if self.epoch == 0 {
+        if !self.is_in() {
             // Its first request is a flush: the model has one writer at a time, and before it is let in the last one may
             // still be acked.
             if self.ops.is_empty() {
@@ -167,7 +252,7 @@ impl Gateway {
             }
             return;
         }
-        if self.busy && self.ops.len() < IN_FLIGHT_MAX {
+        if self.busy && !self.leaving && self.ops.len() < IN_FLIGHT_MAX {
             for _ in 0..rng.below(3) {
                 self.start(now, model, rng);
             }
@@ -215,7 +300,11 @@ impl Gateway {
         }
         match &kind {
             Kind::Flush { .. } => self.router.flush(token),
-            other => self.router.submit(token, crate::world::PG, other.request()),
+            other => {
+                let volume = self.map.volumes.get(&VOLUME);
+                let pg = volume.and_then(|v| v.pg_of(other.chunk()?)).unwrap_or(self.layout[0]);
+                self.router.submit(token, pg, other.request());
+            }
         }
         self.ops.insert(token, Op { kind, started: now });
     }
@@ -250,9 +339,10 @@ impl Gateway {
     }
 
     /// A PG's primary let it in.
-    pub fn let_in(&mut self, durability_epoch: u64) {
-        self.settling |= self.epoch != durability_epoch;
-        self.epoch = durability_epoch;
+    pub fn let_in(&mut self, pg: PgId, durability_epoch: u64) {
+        if self.epochs.insert(pg, durability_epoch) != Some(durability_epoch) {
+            self.settling.insert(pg);
+        }
     }
 
     /// The router is done with a request.
@@ -275,6 +365,10 @@ impl Gateway {
             ClientReply::IoError => {
                 model.write_lost(&op.kind.writes());
                 model.read_dropped(key);
+                if matches!(op.kind, Kind::Flush { .. }) && self.losses_told > 0 {
+                    self.losses_told -= 1;
+                    return Ok(());
+                }
                 self.io_errors += 1;
                 if self.rotten {
                     return Ok(());
@@ -290,10 +384,14 @@ impl Gateway {
             model.read_dropped(key);
             return Ok(());
         }
-        if std::mem::take(&mut self.settling) {
-            // Everything that it kept has been sent again; what others had acked and nobody kept stays as it was found.
+        // Everything that it kept has been sent again; what others had acked and nobody kept stays as it was found.
+        let settled = match op.kind.chunk().map(|c| self.pg_of(c)) {
+            Some(pg) => self.settling.take(&pg).into_iter().collect(),
+            None => std::mem::take(&mut self.settling),
+        };
+        if !settled.is_empty() {
             let kept: BTreeSet<At> = self.kept.iter().flat_map(|(_, k)| k.writes()).map(|(at, _)| at).collect();
-            model.replayed(&kept);
+            model.replayed(&kept, |at| settled.contains(&self.pg_of(at.0)));
         }
         match (&op.kind, reply) {
             (Kind::Read { count, .. }, ClientReply::Data(data)) => {

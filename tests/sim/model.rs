@@ -155,9 +155,9 @@ impl Model {
         }
     }
 
-    /// Every member of the PG restarted.
-    pub fn power_lost(&mut self) {
-        for (at, cell) in &mut self.cells {
+    /// Every member of the PG that holds `of` restarted.
+    pub fn power_lost(&mut self, of: impl Fn(&At) -> bool) {
+        for (at, cell) in self.cells.iter_mut().filter(|(at, _)| of(at)) {
             if !cell.unflushed.is_empty() {
                 cell.lossy.insert(cell.flushed);
                 cell.lossy.extend(&cell.also_flushed);
@@ -171,9 +171,9 @@ impl Model {
         }
     }
 
-    /// A gateway has replayed all that it kept; the sectors of `kept` are as acked again.
-    pub fn replayed(&mut self, kept: &BTreeSet<At>) {
-        for (at, cell) in &mut self.cells {
+    /// A gateway has replayed all that it kept of the PG that holds `of`; the sectors of `kept` are as acked again.
+    pub fn replayed(&mut self, kept: &BTreeSet<At>, of: impl Fn(&At) -> bool) {
+        for (at, cell) in self.cells.iter_mut().filter(|(at, _)| of(at)) {
             let lossy = std::mem::take(&mut cell.lossy);
             if !kept.contains(at) && !lossy.is_empty() {
                 cell.maybe.extend(lossy);

@@ -202,7 +202,7 @@ async fn one_gateway_writes_another_stands_by() {
     assert!(waits.reason.contains("g1"));
     let busy = cluster.request::<Done>("DELETE", "/v1/volumes/v", None::<&()>, &cluster.token).await.unwrap_err();
     assert!(busy.1.contains("attached to gateway \"g1\""), "{busy:?}");
-    one.say(kind::RELEASE, &control::Release { id: granted.id, incarnation: 1, reason: String::new() });
+    one.say(kind::RELEASE, &control::Release { id: granted.id, incarnation: 1, reason: String::new(), untold: false });
     let turn: control::AttachReply = two.hear(kind::ATTACH_REPLY).await;
     assert_eq!((turn.outcome(), turn.incarnation), (AttachOutcome::Granted, 2));
     three.say(kind::ATTACH, &attach(true, 0));
@@ -210,7 +210,8 @@ async fn one_gateway_writes_another_stands_by() {
     assert_eq!((taken.outcome(), taken.incarnation), (AttachOutcome::Granted, 3));
     let fenced: control::Release = two.hear(kind::FENCED).await;
     assert_eq!(fenced.incarnation, 2);
-    three.say(kind::RELEASE, &control::Release { id: granted.id, incarnation: 3, reason: String::new() });
+    three
+        .say(kind::RELEASE, &control::Release { id: granted.id, incarnation: 3, reason: String::new(), untold: false });
     nodes[0].peer.map_until("released", |m| m.volumes.values().all(|v| v.attached_to.is_empty())).await;
 
     let _: Done = cluster.request("DELETE", "/v1/volumes/v", None::<&()>, &cluster.token).await.unwrap();

@@ -147,6 +147,17 @@ pub enum Command {
         volume: VolumeId,
         /// The incarnation that ends.
         incarnation: u64,
+        /// A loss has not been told to the guest: the next gateway does (R13).
+        untold: bool,
+    },
+    /// A gateway has sent again what its volume's PGs may have lost, and told its guest of what it couldn't (R13).
+    Settle {
+        /// Which.
+        volume: VolumeId,
+        /// The gateway's incarnation.
+        incarnation: u64,
+        /// See [`Volume::durability`].
+        durability: u64,
     },
     /// A serving primary asks for a change of its PG's configuration (R3).
     Propose(Proposal),
@@ -336,6 +347,9 @@ pub enum Outcome {
         volume: Box<Volume>,
         /// The gateway that is fenced by this, with its incarnation.
         fenced: Option<(String, u64)>,
+        /// The gateway before it is gone together with what the copies had not made stable: acked writes may be lost, and
+        /// the next FLUSH must say so once (R13).
+        lost: bool,
     },
     /// Another gateway has the volume.
     Standby {

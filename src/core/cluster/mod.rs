@@ -180,6 +180,9 @@ pub struct Volume {
     pub incarnation: u64,
     /// The gateway that has it read-write, by name; empty: none.
     pub attached_to: String,
+    /// The sum of its PGs' durability epochs up to which no acked write of that gateway is lost: it has sent them again
+    /// (R13). 0: none was left unflushed.
+    pub durability: u64,
     /// Higher is resynced first; 0 is usual.
     pub priority: i32,
     /// Being deleted: its chunks are dropped, then the record becomes a tombstone.
@@ -205,6 +208,11 @@ impl Volume {
     pub fn pgs(&self) -> impl Iterator<Item = PgId> + '_ {
         let set: std::collections::BTreeSet<u32> = self.stripes.iter().flat_map(|s| s.pgs.iter().copied()).collect();
         set.into_iter().map(|index| PgId { pool: self.pool, index })
+    }
+
+    /// The sum of its PGs' durability epochs in this map.
+    pub fn durability_in(&self, map: &ClusterMap) -> u64 {
+        self.pgs().filter_map(|pg| map.pgs.get(&pg)).map(|c| c.durability_epoch).sum()
     }
 
     /// The id of its chunk at `index`.
@@ -376,6 +384,7 @@ mod tests {
             stripes,
             incarnation: 0,
             attached_to: String::new(),
+            durability: 0,
             priority: 0,
             deleting: false,
         };

@@ -317,14 +317,24 @@ impl<'a> Tx<'a> {
             Command::Attach { volume, gateway, take_over, had_incarnation } => {
                 self.attach(&volume, gateway, take_over, had_incarnation)
             }
-            Command::Release { volume, incarnation } => {
+            Command::Release { volume, incarnation, untold } => {
                 let old = self.map.volumes.get(&volume).filter(|v| v.incarnation == incarnation);
                 let Some(old) = old.filter(|v| !v.attached_to.is_empty()) else {
                     return Err(Refusal::NotAttached { volume, incarnation });
                 };
                 self.tell("volume-released", format!("Gateway {} released volume {}.", old.attached_to, old.name));
-                let new = Volume { attached_to: String::new(), ..old.clone() };
+                // All that it acked is flushed.
+                let durability = if untold { old.durability } else { 0 };
+                let new = Volume { attached_to: String::new(), durability, ..old.clone() };
                 Ok(self.put_volume(new))
+            }
+            Command::Settle { volume, incarnation, durability } => {
+                let old = self.map.volumes.get(&volume).filter(|v| v.incarnation == incarnation);
+                let Some(old) = old.filter(|v| !v.attached_to.is_empty()) else {
+                    return Err(Refusal::NotAttached { volume, incarnation });
+                };
+                let durability = durability.min(self.durability_of(old));
+                Ok(self.put_volume(Volume { durability, ..old.clone() }))
             }
             Command::Propose(proposal) => self.propose(proposal, context),
             Command::Promote { pg, base, members } => self.promote(pg, base, members, context),
@@ -460,6 +470,7 @@ impl<'a> Tx<'a> {
             stripes: vec![layout::choose_stripe(self.map, pool, id, 0, size_bytes)],
             incarnation: 0,
             attached_to: String::new(),
+            durability: 0,
             priority: 0,
             deleting: false,
         }))
@@ -480,6 +491,10 @@ impl<'a> Tx<'a> {
             new.stripes.extend(layout::growth_stripe(self.map, pool, old, size_bytes));
         }
         new.size_bytes = size_bytes;
+        if old.durability != 0 {
+            // The gateway has written nothing to what is new.
+            new.durability += self.durability_of(&new) - self.durability_of(old);
+        }
         if new != *old {
             self.tell("volume-resized", format!("Volume {name} grew to {size_bytes} bytes."));
         }
@@ -490,19 +505,35 @@ impl<'a> Tx<'a> {
         check_name("gateway", &gateway)?;
         let old = self.volume_named(name)?;
         if old.attached_to == gateway && had != 0 && had == old.incarnation {
-            return Ok(Outcome::Attached { volume: Box::new(old.clone()), fenced: None });
+            return Ok(Outcome::Attached { volume: Box::new(old.clone()), fenced: None, lost: false });
         }
         if !old.attached_to.is_empty() && old.attached_to != gateway && !take_over {
             return Ok(Outcome::Standby { volume: old.id, holder: old.attached_to.clone() });
         }
         let fenced = (!old.attached_to.is_empty()).then(|| (old.attached_to.clone(), old.incarnation));
-        let new = Volume { incarnation: old.incarnation + 1, attached_to: gateway, ..old.clone() };
+        let now = self.durability_of(old);
+        let lost = old.durability != 0 && old.durability != now;
+        let durability = if lost { old.durability } else { now };
+        let new = Volume { incarnation: old.incarnation + 1, attached_to: gateway, durability, ..old.clone() };
+        if lost {
+            self.tell(
+                "writes-lost",
+                format!(
+                    "Volume {name}: its gateway and all copies of some of its data restarted together. What was written and not flushed may be gone; the next flush fails once, to say so."
+                ),
+            );
+        }
         self.tell(
             "volume-attached",
             format!("Gateway {} has volume {name}, incarnation {}.", new.attached_to, new.incarnation),
         );
         self.put_volume(new.clone());
-        Ok(Outcome::Attached { volume: Box::new(new), fenced })
+        Ok(Outcome::Attached { volume: Box::new(new), fenced, lost })
+    }
+
+    /// See [`Volume::durability`].
+    fn durability_of(&self, volume: &Volume) -> u64 {
+        volume.durability_in(self.map)
     }
 }
 

@@ -238,7 +238,7 @@ fn one_writer_at_a_time() {
         had_incarnation,
     };
     let grant = |outcome| match outcome {
-        Outcome::Attached { volume, fenced } => (volume.incarnation, fenced),
+        Outcome::Attached { volume, fenced, lost: false } => (volume.incarnation, fenced),
         other => panic!("{other:?}"),
     };
     assert_eq!(grant(bed.ok(attach("g1", false, 0))), (1, None));
@@ -251,11 +251,62 @@ fn one_writer_at_a_time() {
     );
     assert!(matches!(bed.no(Command::DeleteVolume { volume: "v".into() }), Refusal::VolumeAttached { .. }));
     assert_eq!(grant(bed.ok(attach("g2", true, 0))), (3, Some(("g1".into(), 2))));
-    let release = |incarnation| Command::Release { volume: VolumeId(1), incarnation };
+    let release = |incarnation| Command::Release { volume: VolumeId(1), incarnation, untold: false };
     assert!(matches!(bed.no(release(2)), Refusal::NotAttached { .. }), "the fenced one has nothing to give");
     bed.ok(release(3));
     assert!(matches!(bed.no(release(3)), Refusal::NotAttached { .. }));
     assert_eq!(grant(bed.ok(attach("g1", false, 2))), (4, None), "an old incarnation never comes back");
+}
+
+/// R13: the gateway and all copies restarted together, so that nobody has what was acked and not flushed.
+#[test]
+fn a_loss_is_told_to_the_gateway_that_comes_after_it() {
+    let mut bed = Bed::new();
+    // On all PGs.
+    bed.ok(volume("v", 512 << 30));
+    let attach = |bed: &mut Bed| {
+        let command = Command::Attach { volume: "v".into(), gateway: "g".into(), take_over: false, had_incarnation: 0 };
+        match bed.ok(command) {
+            Outcome::Attached { volume, lost, .. } => (*volume, lost),
+            other => panic!("{other:?}"),
+        }
+    };
+    let restart = |bed: &mut Bed, boot: u64| {
+        for disk in 1..=3 {
+            bed.dies(replica(disk, boot));
+            bed.comes(replica(disk, boot + 1));
+        }
+        let base = bed.config().generation;
+        bed.ok(Command::SetMembers { pg: PG, base, truth: replica(1, boot + 1), learners: vec![] });
+    };
+    let release = |bed: &mut Bed, incarnation, untold| {
+        bed.ok(Command::Release { volume: VolumeId(1), incarnation, untold });
+    };
+    assert!(!attach(&mut bed).1);
+    assert!(!attach(&mut bed).1, "the gateway alone restarted");
+    restart(&mut bed, 1);
+    let (volume, lost) = attach(&mut bed);
+    assert!(lost && attach(&mut bed).1, "until it has told its guest");
+    let settle = |volume: &Volume, durability| Command::Settle {
+        volume: volume.id,
+        incarnation: volume.incarnation + 1,
+        durability,
+    };
+    bed.ok(settle(&volume, volume.durability + 1));
+    assert!(!attach(&mut bed).1);
+    // One that lives on sends its writes again; what it says of later epochs than there are counts for nothing.
+    restart(&mut bed, 2);
+    let (volume, _) = attach(&mut bed);
+    bed.ok(settle(&Volume { incarnation: volume.incarnation - 1, ..volume }, u64::MAX));
+    restart(&mut bed, 3);
+    let (volume, lost) = attach(&mut bed);
+    assert!(lost);
+    release(&mut bed, volume.incarnation, true);
+    let (volume, lost) = attach(&mut bed);
+    assert!(lost, "the loss is handed on");
+    release(&mut bed, volume.incarnation, false);
+    restart(&mut bed, 4);
+    assert!(!attach(&mut bed).1, "everything was flushed before");
 }
 
 #[test]
@@ -466,7 +517,9 @@ fn random_command(state: &ClusterState, world: &World, [op, a, b, c]: [u8; 4]) -
             take_over: c % 2 == 0,
             had_incarnation: u64::from(c % 4),
         },
-        10 => Command::Release { volume: VolumeId(u64::from(a % 8)), incarnation: u64::from(b % 4) },
+        10 => {
+            Command::Release { volume: VolumeId(u64::from(a % 8)), incarnation: u64::from(b % 4), untold: b & 4 == 4 }
+        }
         11 => propose(Change::RemoveMembers(vec![member])),
         12 => propose(Change::PromoteLearner(learner)),
         13 => propose(Change::DropLearner(learner)),

@@ -65,6 +65,8 @@ const PROPOSAL_RETRY: Duration = Duration::from_millis(200);
 const IN_FLIGHT_MAX: usize = 512;
 /// Half-copied chunks that a learner's record names one by one.
 const UNSURE_MAX: usize = 256;
+/// Ranges that a record names at most: what a new primary reconciles, what it orders meanwhile, and half-copied chunks.
+pub const RECORD_RANGES_MAX: usize = 2 * IN_FLIGHT_MAX + UNSURE_MAX;
 /// Client requests that may wait while a primary activates. A gateway has at most a few hundred under way.
 const WAITING_REQUESTS_MAX: usize = 16_384;
 
@@ -234,10 +236,11 @@ enum Waiting {
     ForcedTable(Generation),
     ForcedVersion(Generation),
     ForcedFlush(Generation),
-    /// The learner's record and then its table.
-    TargetOpen,
-    TargetTable,
-    TargetFinish,
+    /// The record, the table and the last flush of the learner's session with this number: a later one must not take
+    /// them for its own.
+    TargetOpen(u64),
+    TargetTable(u64),
+    TargetFinish(u64),
 }
 
 /// Collecting acceptances of a configuration.
@@ -253,6 +256,8 @@ struct Activation {
     /// Promoted learners that have not been told where sequences begin for them: after this one. They have all up to
     /// here by copies and forwards.
     newcomers: BTreeMap<DiskId, u64>,
+    /// Where sequences begin for those that have been told. The word may be lost with a link: then they hear it again.
+    bases: BTreeMap<DiskId, u64>,
     max_sequence: u64,
     uncommitted: BTreeSet<(ChunkId, u32, u32)>,
     grants_end: Option<Instant>,
@@ -347,6 +352,8 @@ pub struct Replica {
     granted_later: Vec<Ticket>,
     proposal: Option<(u64, Change)>,
     propose_after: Instant,
+    /// Removals that were refused in a row.
+    removals_refused: usize,
     /// A primary that can't keep this PG asks that another lead it.
     leaving: bool,
     lease_waiters: Vec<(RequestId, ClientReply)>,
@@ -427,6 +434,7 @@ impl Replica {
             granted_later: Vec::new(),
             proposal: None,
             propose_after: Instant(0),
+            removals_refused: 0,
             leaving: false,
             lease_waiters: Vec::new(),
             dropping: BTreeMap::new(),
@@ -506,6 +514,77 @@ impl Replica {
         matches!(self.role, Role::Outside)
     }
 
+    /// True if it takes part in a resync as its learner, or waits to be promoted after one.
+    pub fn is_learning(&self) -> bool {
+        self.target.is_some() || self.caught_up_with.is_some()
+    }
+
+    /// What it does and what it waits for, for whoever looks for a fault.
+    pub fn describe(&self) -> String {
+        let mut text = format!(
+            "{:?} at {} of {:?}, complete {}, sequence {}, committed {}\n",
+            self.role,
+            self.generation(),
+            self.state.config.members,
+            self.state.complete,
+            self.last_sequence,
+            self.committed
+        );
+        let mut line = |name: &str, value: String| text.push_str(&format!("  {name}: {value}\n"));
+        line("learners", format!("{:?}", self.learners));
+        line("proposal", format!("{:?}, leaving {}", self.proposal, self.leaving));
+        line("unreachable, faulty, stuck", format!("{:?} {:?} {:?}", self.unreachable, self.faulty, self.stuck));
+        let a = &self.activation;
+        line(
+            "activation",
+            format!(
+                "waits for {:?}, held back {:?}, newcomers {:?}, relinking {:?}, persisted {}, grants end {:?}, {} to reconcile",
+                a.waiting,
+                a.held_back,
+                a.newcomers,
+                self.relinking,
+                a.persisted,
+                a.grants_end,
+                a.reconciling.len()
+            ),
+        );
+        line("accepting", format!("{:?}", self.accepting));
+        line("target", format!("{:?}, caught up with {:?}", self.target, self.caught_up_with));
+        for session in self.sessions.values() {
+            line("session", session.describe());
+        }
+        let waits = |what: &Waiting| matches!(what, Waiting::Op(_) | Waiting::Local(_) | Waiting::Apply { .. });
+        let other: Vec<&Waiting> = self.disk_waits.values().filter(|w| !waits(w)).take(8).collect();
+        line("disk", format!("{} requests, of these {other:?}", self.disk_waits.len()));
+        line(
+            "operations",
+            format!(
+                "{} waiting or running, {} ordered, {} being applied, {} flushes, {} chunks without space, {} for a lease",
+                self.ops.len(),
+                self.inflight.len(),
+                self.applying.len(),
+                self.flushes.len(),
+                self.preparing.len(),
+                self.lease_waiters.len()
+            ),
+        );
+        for (sequence, entry) in self.inflight.iter().take(4) {
+            let waits = format!("sequence {sequence}, here {}, waits for {:?}", entry.local_done, entry.awaiting);
+            line("ordered", waits);
+        }
+        for (ticket, op) in self.ops.iter().take(4) {
+            let step = format!("{:?}", op.step);
+            let step: String = step.chars().take(80).collect();
+            line(
+                "operation",
+                format!("{ticket} on {} {:?}, on disk {}: {step}", op.chunk, op.range, {
+                    self.disk_waits.values().any(|w| matches!(w, Waiting::Op(t) if t == ticket))
+                }),
+            );
+        }
+        text
+    }
+
     /// True if it has all that its configuration had.
     pub fn is_complete(&self) -> bool {
         self.state.complete || self.caught_up_with.is_some()
@@ -558,6 +637,11 @@ impl Replica {
     /// (blocks repaired from another replica, blocks that no replica had right), since the start.
     pub fn block_repairs(&self) -> (u64, u64) {
         (self.repaired_blocks, self.lost_blocks)
+    }
+
+    /// True while its disk owes an answer: what is queued there would come after a purge, and bring a record back.
+    pub fn has_disk_work(&self) -> bool {
+        !self.disk_waits.is_empty()
     }
 
     /// True if something here waits for time to pass: the driver then ticks often.
@@ -778,7 +862,7 @@ impl Replica {
                 self.restamped(generation);
             }
             Waiting::ForcedFlush(generation) => self.forced_stable(generation),
-            Waiting::TargetOpen | Waiting::TargetTable | Waiting::TargetFinish => {
+            Waiting::TargetOpen(_) | Waiting::TargetTable(_) | Waiting::TargetFinish(_) => {
                 self.target_disk_done(waiting, result)
             }
         }

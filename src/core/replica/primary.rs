@@ -49,10 +49,11 @@ impl Replica {
         self.actions.push(Action::AcceptGeneration { config });
     }
 
-    /// Complete, or fresh: the PG's first configuration has no data that could be missing. Or the operator's decision,
-    /// which the record itself carries (R5).
+    /// Complete, or fresh: a member under this very boot id that has accepted nothing yet was one from the PG's first
+    /// configuration on (a learner has a record), and none is active before all its members have accepted it (R3): there
+    /// is no data that could be missing. Or the operator's decision, which the record itself carries (R5).
     pub(super) fn can_be_member(&self, config: &PgConfig) -> bool {
-        let fresh = self.generation() == Generation::default() && config.generation.n == 1;
+        let fresh = self.generation() == Generation::default() && config.is_member(self.me);
         self.is_complete() || fresh || config.is_forced_on(self.me)
     }
 
@@ -151,6 +152,9 @@ impl Replica {
             let pending = self.activation.newcomers.iter().filter(|(d, _)| others.contains(d));
             newcomers.extend(pending.map(|(d, s)| (*d, *s)).collect::<Vec<_>>());
         }
+        let mut bases = std::mem::take(&mut self.activation.bases);
+        bases.retain(|d, _| continuing && others.contains(d) && !newcomers.contains_key(d));
+        self.removals_refused = 0;
         let still_held = std::mem::take(&mut self.activation.held_back);
         let held_back: BTreeSet<DiskId> = newcomers
             .keys()
@@ -176,6 +180,7 @@ impl Replica {
             waiting: others.clone(),
             held_back,
             newcomers,
+            bases,
             max_sequence: self.last_sequence,
             uncommitted: if continuing { BTreeSet::new() } else { self.uncommitted.values().copied().collect() },
             grants_end: continuing.then_some(now),
@@ -319,11 +324,12 @@ impl Replica {
         self.acked_config(from);
         if !self.activation.waiting.remove(&from) {
             // An answer after a new link. What was acked before a clean restart is still there.
-            if last_sequence < self.committed {
-                self.faulty.insert(from);
-                return self.propose_removals(now, env);
-            }
             if !self.activation.newcomers.contains_key(&from) {
+                let last_sequence = self.activate_again(from, last_sequence);
+                if last_sequence < self.committed {
+                    self.faulty.insert(from);
+                    return self.propose_removals(now, env);
+                }
                 for (_, entry) in self.inflight.range_mut(..=last_sequence) {
                     entry.awaiting.remove(&from);
                 }
@@ -345,6 +351,7 @@ impl Replica {
         if self.activation.continuing {
             if !self.activation.newcomers.contains_key(&from) {
                 // It drained what it had received before it accepted: all of that is applied.
+                let last_sequence = self.activate_again(from, last_sequence);
                 for (_, entry) in self.inflight.range_mut(..=last_sequence) {
                     entry.awaiting.remove(&from);
                 }
@@ -355,6 +362,18 @@ impl Replica {
             self.activation.uncommitted.extend(uncommitted);
         }
         self.advance_activation(now, env);
+    }
+
+    /// A member that was told where sequences begin for it, and has not heard it: it has all up to there. Gives what it has.
+    fn activate_again(&mut self, member: DiskId, last_sequence: u64) -> u64 {
+        match self.activation.bases.get(&member).copied() {
+            Some(base_sequence) if last_sequence < base_sequence => {
+                let generation = self.generation();
+                self.send(member, PeerMessage::Activate { generation, base_sequence });
+                base_sequence
+            }
+            _ => last_sequence,
+        }
     }
 
     /// Moves an activation on as far as it can go.
@@ -370,13 +389,16 @@ impl Replica {
             self.role = Role::Primary(Phase::Reconciling);
             if self.activation.continuing {
                 let members: BTreeSet<DiskId> = self.others().into_iter().collect();
-                for entry in self.inflight.values_mut() {
-                    entry.awaiting.retain(|d| members.contains(d));
+                for (sequence, entry) in &mut self.inflight {
+                    // A learner in its last phase is waited for too: it may be the next member (R18).
+                    let owes = |d: &DiskId| self.sessions.get(d).is_some_and(|s| s.owes(*sequence));
+                    entry.awaiting.retain(|d| members.contains(d) || owes(d));
                 }
                 for flush in self.flushes.values_mut() {
                     flush.awaiting.retain(|d| members.contains(d));
                 }
                 for (disk, base_sequence) in std::mem::take(&mut self.activation.newcomers) {
+                    self.activation.bases.insert(disk, base_sequence);
                     self.send(disk, PeerMessage::Activate { generation, base_sequence });
                     for (_, entry) in self.inflight.range_mut(..=base_sequence) {
                         entry.awaiting.remove(&disk);
@@ -396,6 +418,7 @@ impl Replica {
                 let base_sequence = self.last_sequence;
                 self.activation.newcomers.clear();
                 for disk in self.others() {
+                    self.activation.bases.insert(disk, base_sequence);
                     self.send(disk, PeerMessage::Activate { generation, base_sequence });
                 }
                 for (chunk, first, count) in std::mem::take(&mut self.activation.uncommitted) {
@@ -610,9 +633,13 @@ impl Replica {
             .filter(|m| m.disk != self.me.disk)
             .filter(|m| [&self.unreachable, &self.faulty, &self.stuck].iter().any(|set| set.contains(&m.disk)))
             .collect();
-        if !gone.is_empty() {
-            self.propose(Change::Remove(gone), env);
+        if gone.is_empty() {
+            return;
         }
+        // All at once; if that is refused, one after the other: some may go where all can't (R5).
+        let turn = self.removals_refused % (gone.len() + 1);
+        let some = if turn == 0 || gone.len() == 1 { gone } else { vec![gone[turn - 1]] };
+        self.propose(Change::Remove(some), env);
     }
 
     pub(super) fn propose(&mut self, change: Change, env: &mut dyn Env) {
@@ -649,6 +676,9 @@ impl Replica {
         }
         self.proposal = None;
         self.propose_after = now + PROPOSAL_RETRY;
+        if !accepted && matches!(change, Change::Remove(_)) {
+            self.removals_refused += 1;
+        }
         if !accepted && let Change::Promote(learner) = change {
             self.promotion_refused(learner.disk, env);
         }

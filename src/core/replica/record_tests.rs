@@ -1,13 +1,7 @@
 //! What a replica's record on disk may hold is bounded, and a disk that can't keep it loses this PG alone.
 
-use prost::Message;
-
 use super::tests::{Bed, applied, chunk, config, generation, known, learner, member, prepared};
 use super::*;
-use crate::wire::replica::StoredPg;
-
-/// What a disk stores at most of a PG's record (`disk::layout`).
-const RECORD_BYTES_MAX: usize = 30 << 10;
 
 fn open_learner() -> Bed {
     let mut bed = Bed::new(None);
@@ -35,7 +29,6 @@ fn a_learner_remembers_only_what_is_not_committed() {
     }
     let state = bed.replica.state();
     assert_eq!(state.uncommitted.len(), 10);
-    assert!(StoredPg::new(&state).encoded_len() < 1024);
 }
 
 #[test]
@@ -45,11 +38,9 @@ fn a_learner_with_too_many_half_copied_chunks_trusts_none() {
         begins(&mut bed, index);
     }
     let state = bed.replica.state();
-    assert!(state.unsure_all && StoredPg::new(&state).encoded_len() < RECORD_BYTES_MAX);
+    assert!(state.unsure_all && state.uncommitted.len() <= RECORD_RANGES_MAX);
 
     // Also after a restart, until it is a member.
-    let stored = StoredPg::new(&state).encode_to_vec();
-    let state = StoredPg::decode(stored.as_slice()).unwrap().into_state(false).unwrap();
     let mut bed = Bed::new(Some(state));
     bed.table = vec![super::tests::entry(7)];
     let opened = PgConfig { learners: vec![learner(1)], ..config(4, &[2, 3]) };
@@ -87,13 +78,48 @@ fn ordered_operations_and_with_them_every_record_are_bounded() {
     }
     bed.answer_disk();
     assert_eq!(ordered(&bed), IN_FLIGHT_MAX);
-    assert!(StoredPg::new(&bed.replica.state()).encoded_len() < RECORD_BYTES_MAX);
+    assert!(bed.replica.state().uncommitted.len() <= RECORD_RANGES_MAX);
     // Each that commits lets one more in; nobody is forgotten.
     for sequence in 2..2 + writes {
         bed.peer(2, applied(1, sequence));
         bed.answer_disk();
     }
     assert!((2..2 + writes).all(|id| bed.is_done(id)));
+}
+
+/// Its flush ends when another session has begun: that one has copied nothing yet.
+#[test]
+fn an_earlier_sessions_end_is_not_a_later_ones() {
+    let mut bed = open_learner();
+    bed.session(2, SessionMessage::Finish { sequence: 0, uncommitted: Vec::new() });
+    let (token, op) = bed.disk.pop_front().unwrap();
+    assert!(matches!(op, DiskOp::Flush { .. }));
+    bed.feed(Input::SessionDown { peer: DiskId(2) });
+    bed.out.clear();
+    let config = PgConfig { learners: vec![learner(1)], ..config(4, &[2, 3]) };
+    bed.session(2, SessionMessage::Open { config });
+    bed.feed(Input::Disk { token, result: DiskResult::Done });
+    assert!(!bed.replica.is_complete());
+    bed.answer_disk();
+    assert!(!bed.replica.is_complete());
+}
+
+/// The first primary died before it could activate the PG: nothing was ever written.
+#[test]
+fn a_fresh_member_may_begin_under_a_later_configuration() {
+    let mut bed = Bed::new(None);
+    bed.feed(Input::Config(config(2, &[1, 3])));
+    bed.answer_disk();
+    bed.accepts(3, 2);
+    assert!(bed.replica.is_serving());
+    let mut bed = Bed::new(None);
+    bed.peer(2, PeerMessage::NewConfig { config: config(2, &[2, 1]) });
+    bed.answer_disk();
+    assert!(bed.replica.is_complete());
+    // One that learns has a record, and its promotion needs all that it learnt.
+    let mut bed = open_learner();
+    bed.peer(2, PeerMessage::NewConfig { config: config(5, &[2, 3, 1]) });
+    assert!(bed.sent(2).contains(&&PeerMessage::ConfigRefused { generation: generation(5) }));
 }
 
 #[test]

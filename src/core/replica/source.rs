@@ -135,6 +135,19 @@ impl Session {
         }
     }
 
+    pub(super) fn describe(&self) -> String {
+        format!(
+            "to {:?}, {:?}, up {}, {} todo, active {:?}, {} forwards unanswered, {} B under way",
+            self.learner,
+            self.state,
+            self.up,
+            self.todo.len(),
+            self.active.keys().take(4).collect::<Vec<_>>(),
+            self.forwards.len(),
+            self.under_way_bytes
+        )
+    }
+
     pub(super) fn progress_at(&self) -> Instant {
         self.progress_at
     }
@@ -190,6 +203,11 @@ impl Session {
 
     pub(super) fn has_unacked_forwards(&self) -> bool {
         !self.forwards.is_empty()
+    }
+
+    /// Its last phase, and it hasn't applied this operation: no ack before it has.
+    pub(super) fn owes(&self, sequence: u64) -> bool {
+        self.is_final() && self.forwards.contains(&sequence)
     }
 
     fn is_final(&self) -> bool {

@@ -18,6 +18,8 @@ const FORWARDED_MAX: usize = 4 * IN_FLIGHT_MAX;
 #[derive(Debug)]
 pub(super) struct Target {
     primary: DiskId,
+    /// Tells this session from earlier ones.
+    number: u64,
     /// Messages that wait for the incomplete mark and the table.
     opening: bool,
     early: VecDeque<SessionMessage>,
@@ -61,8 +63,11 @@ impl Replica {
             // what it orders must not look as if it had been applied here.
             self.last_sequence = 0;
             self.copying.clear();
+            let number = self.next_token;
+            self.next_token += 1;
             self.target = Some(Target {
                 primary: from,
+                number,
                 opening: true,
                 early: VecDeque::new(),
                 finish: false,
@@ -72,7 +77,7 @@ impl Replica {
             self.state.config = PgConfig { learners: Vec::new(), ..config };
             self.state.complete = false;
             self.actions.push(Action::AcceptGeneration { config: self.state.config.clone() });
-            return self.persist(Waiting::TargetOpen);
+            return self.persist(Waiting::TargetOpen(number));
         }
         let Some(target) = &mut self.target else { return };
         if target.primary != from || self.accepting.is_some() {
@@ -290,17 +295,17 @@ impl Replica {
         let Some(target) = &mut self.target else { return };
         if target.finish && self.ops.is_empty() {
             target.finish = false;
-            self.disk(DiskOp::Flush { mark: self.last_sequence }, Waiting::TargetFinish);
+            let number = target.number;
+            self.disk(DiskOp::Flush { mark: self.last_sequence }, Waiting::TargetFinish(number));
         }
     }
 
     pub(super) fn target_disk_done(&mut self, waiting: Waiting, result: DiskResult) {
-        if self.target.is_none() {
-            return;
-        }
+        let Some(mine) = self.target.as_ref().map(|t| t.number) else { return };
         match (waiting, result) {
-            (Waiting::TargetOpen, _) => self.disk(DiskOp::Table, Waiting::TargetTable),
-            (Waiting::TargetTable, DiskResult::Table(mut entries)) => {
+            (Waiting::TargetOpen(n) | Waiting::TargetTable(n) | Waiting::TargetFinish(n), _) if n != mine => {}
+            (Waiting::TargetOpen(n), _) => self.disk(DiskOp::Table, Waiting::TargetTable(n)),
+            (Waiting::TargetTable(_), DiskResult::Table(mut entries)) => {
                 for entry in &mut entries {
                     entry.unsure |= self.unsure_all || self.unsure_chunks.contains(&entry.chunk);
                 }
@@ -323,7 +328,7 @@ impl Replica {
                     self.start_session_op(message);
                 }
             }
-            (Waiting::TargetFinish, _) => {
+            (Waiting::TargetFinish(_), _) => {
                 self.caught_up_with = self.target.as_ref().map(|t| t.primary);
                 self.tell_primary(SessionMessage::Finished);
             }

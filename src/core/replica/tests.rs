@@ -516,3 +516,82 @@ fn every_reason_has_a_number_of_its_own() {
     }
     assert_eq!(StallReason::from_code(9), None);
 }
+
+/// A serving primary alone, with learners d2 and d3 that have finished; the promotion of d2 is proposed.
+fn two_ready_learners() -> (Bed, u64) {
+    let mut bed = Bed::serving(&[]);
+    bed.feed(Input::Config(PgConfig { learners: vec![learner(2), learner(3)], ..config(1, &[1]) }));
+    for disk in [2, 3] {
+        bed.feed(Input::SessionUp { learner: DiskId(disk) });
+        bed.session(disk, SessionMessage::Table { entries: Vec::new(), last: true });
+        bed.answer_disk();
+        bed.session(disk, SessionMessage::Forwarded { sequence: 0 });
+        bed.session(disk, SessionMessage::Finished);
+    }
+    let proposal = bed.out.iter().find_map(|a| match a {
+        Action::Propose { proposal, change: Change::Promote(m), .. } if m.disk == DiskId(2) => Some(*proposal),
+        _ => None,
+    });
+    (bed, proposal.unwrap())
+}
+
+fn promoted(bed: &mut Bed, proposal: u64) {
+    let config = PgConfig { learners: vec![learner(3)], ..config(2, &[1, 2]) };
+    bed.feed(Input::Outcome { proposal, accepted: true, config: Some(config.clone()) });
+    bed.feed(Input::Config(config));
+    bed.answer_disk();
+}
+
+/// R3, R18: what the simulator found. The second learner is proposed next, and may lead at once.
+#[test]
+fn a_write_waits_for_a_second_learner_across_the_promotion_of_the_first() {
+    let (mut bed, proposal) = two_ready_learners();
+    bed.write(2, 0);
+    bed.answer_disk();
+    bed.session(2, SessionMessage::Forwarded { sequence: 2 });
+    assert!(!bed.is_done(2));
+    promoted(&mut bed, proposal);
+    bed.accepts(2, 2);
+    bed.answer_disk();
+    bed.peer(2, applied(2, 2));
+    assert!(bed.replica.is_serving());
+    assert!(!bed.is_done(2), "the second learner is in its last phase and doesn't have it");
+    bed.session(3, SessionMessage::Forwarded { sequence: 2 });
+    assert!(bed.is_done(2));
+}
+
+/// R9: what the simulator found. A member that was promoted knows no sequence before it is told where they begin.
+#[test]
+fn a_new_member_whose_link_is_reset_has_lost_nothing() {
+    let (mut bed, proposal) = two_ready_learners();
+    bed.write(2, 0);
+    bed.answer_disk();
+    [2, 3].into_iter().for_each(|d| bed.session(d, SessionMessage::Forwarded { sequence: 2 }));
+    assert!(bed.is_done(2), "sequence 2 is committed");
+    promoted(&mut bed, proposal);
+    bed.accepts(2, 2);
+    bed.out.clear();
+    // The word where sequences begin is lost with the link.
+    bed.feed(Input::LinkReset { disk: DiskId(2) });
+    bed.accepts(2, 2);
+    bed.pass(1000);
+    assert_eq!(bed.removal(), None);
+    let again = |m: &&PeerMessage| matches!(m, PeerMessage::Activate { base_sequence: 2, .. });
+    assert_eq!(bed.sent(2).into_iter().filter(again).count(), 1);
+}
+
+/// R5: what the simulator found. Two members at once may be too many where one may go.
+#[test]
+fn removals_that_are_refused_together_are_tried_one_by_one() {
+    let mut bed = Bed::serving(&[2, 3]);
+    [2, 3].into_iter().for_each(|d| bed.feed(Input::Reachable { disk: DiskId(d), yes: false }));
+    let mut tried = Vec::new();
+    for _ in 0..6 {
+        bed.pass(250);
+        let Some((proposal, gone)) = bed.removal() else { panic!("after {tried:?}") };
+        tried.push(gone);
+        bed.out.clear();
+        bed.feed(Input::Outcome { proposal, accepted: false, config: None });
+    }
+    assert!(tried.contains(&vec![2, 3]) && tried.contains(&vec![2]) && tried.contains(&vec![3]), "{tried:?}");
+}

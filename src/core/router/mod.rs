@@ -215,6 +215,24 @@ impl Router {
         self.inflight.is_empty() && self.held.is_empty() && self.routes.values().all(|r| r.waiting.is_empty())
     }
 
+    /// What an earlier gateway acked may be lost, with that gateway and all copies: the next FLUSH fails once (R13).
+    pub fn tell_loss(&mut self) {
+        self.tell_loss = true;
+    }
+
+    /// The sum of the volume's durability epochs in this map, if nothing that was acked is lost up to them: no PG that may
+    /// have lost something is still to get it again, and no loss is still to be told.
+    pub fn settled(&self, map: &ClusterMap) -> Option<u64> {
+        let volume = map.volumes.get(&self.volume)?;
+        let settled = |pg: PgId| {
+            let epoch = map.pgs.get(&pg).map(|c| c.durability_epoch);
+            self.routes
+                .get(&pg)
+                .is_none_or(|r| r.unflushed.is_empty() || (r.durability_epoch == epoch && r.phase == Phase::Open))
+        };
+        (!self.tell_loss && volume.pgs().all(settled)).then(|| volume.durability_in(map))
+    }
+
     /// Follows the map: requests go to the primaries that it names.
     pub fn handle_map(&mut self, map: &ClusterMap) {
         let pgs: Vec<PgId> = map.volumes.get(&self.volume).map(|v| v.pgs().collect()).unwrap_or_default();

@@ -48,6 +48,7 @@ fn map(leaders: [u32; 2]) -> ClusterMap {
         stripes,
         incarnation: 1,
         attached_to: "g".into(),
+        durability: 0,
         priority: 0,
         deleting: false,
     };
@@ -281,4 +282,38 @@ fn another_primary_is_opened_before_it_gets_anything() {
     bed.drain();
     assert_eq!(bed.answers.last(), Some(&(3, ClientReply::Fenced)));
     assert!(bed.nothing_to(pg(1)) && bed.router.is_fenced());
+}
+
+/// R13: the coordinator may forget the epochs before only when nothing acked can be missing any more.
+#[test]
+fn a_loss_is_settled_when_everything_is_there_again_or_told() {
+    let mut bed = Bed::open();
+    let mut lost = map([1, 2]);
+    assert_eq!(bed.router.settled(&lost), Some(2));
+    bed.router.submit(2, pg(0), write(0, 1));
+    bed.reply(pg(0), done(1));
+    assert_eq!(bed.router.settled(&lost), Some(2), "nothing has restarted");
+    for config in lost.pgs.values_mut() {
+        config.durability_epoch = 2;
+    }
+    bed.router.handle_map(&lost);
+    assert_eq!(bed.router.settled(&lost), None, "the write is still to be sent again");
+    bed.restart(1);
+    bed.router.submit(3, pg(0), write(1, 1));
+    bed.let_in(pg(0), 2);
+    assert_eq!(bed.router.settled(&lost), None);
+    bed.reply(pg(0), done(2));
+    assert_eq!(bed.router.settled(&lost), Some(4), "the other PG has nothing to lose");
+
+    // A loss of the gateway before, told by a flush that fails once.
+    let mut bed = Bed::open();
+    bed.router.tell_loss();
+    assert_eq!(bed.router.settled(&lost), None);
+    bed.router.flush(4);
+    bed.drain();
+    assert_eq!((bed.answers.pop(), bed.told), (Some((4, ClientReply::IoError)), true));
+    assert_eq!(bed.router.settled(&lost), Some(4));
+    bed.router.flush(5);
+    bed.drain();
+    assert_eq!(bed.answers.pop(), Some((5, done(0))));
 }

@@ -128,6 +128,11 @@ fn recover(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> Option<Com
     };
     let best = returned.iter().filter_map(|r| Some((mark(r)?, std::cmp::Reverse(r.disk), *r))).max()?;
     let truth = best.2;
+    if config.learners.iter().any(|l| l.replica == truth) {
+        // What is known of it may be from before it began to learn, when it marked itself incomplete (R19): it says anew what
+        // it has once it doesn't learn any more.
+        return Some(Command::DropLearner { pg: config.pg, replica: truth });
+    }
     let learners = returned.into_iter().filter(|r| *r != truth).map(|replica| Learner {
         replica,
         replaces: None,

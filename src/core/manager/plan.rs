@@ -234,7 +234,7 @@ impl Planning {
             }
             let node = |d: DiskId| map.disks.get(&d).map(|d| d.node);
             let (Some(a), Some(b)) = (node(old.disk), node(new.disk)) else { continue };
-            if runtime.is_cut_off(*pg, b) {
+            if runtime.was_cut_off(*pg, b) {
                 continue;
             }
             let nodes = (a.min(b), a.max(b));

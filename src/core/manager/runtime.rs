@@ -9,11 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::reports::{Copy, Registration};
 use crate::core::cluster::command::Liveness;
 use crate::core::cluster::{ClusterMap, DiskAdminState, NodeAdminState, PgConfig, Replica};
-use crate::core::ids::{BootId, DiskId, Generation, NodeId, PgId, VolumeId};
+use crate::core::ids::{BootId, DiskId, NodeId, PgId, VolumeId};
 use crate::core::units::Instant;
-use crate::wire::control;
 
 /// Three heartbeats of 150 ms missed.
 pub const SUSPECT_AFTER: Duration = Duration::from_millis(450);
@@ -36,6 +36,23 @@ const FLAP_KEPT: Duration = Duration::from_secs(180);
 const CUT_OFF_AFTER: Duration = Duration::from_secs(2);
 /// What a peer says it can't reach counts only while it says so.
 const UNREACHABLE_KEPT: Duration = Duration::from_secs(2);
+
+/// Times by which is judged. Safety doesn't depend on them; the simulator varies them.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// See [`SUSPECT_AFTER`].
+    pub suspect_after: Duration,
+    /// See [`DOWN_AFTER`].
+    pub down_after: Duration,
+    /// See [`SETTLE`].
+    pub settle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { suspect_after: SUSPECT_AFTER, down_after: DOWN_AFTER, settle: SETTLE }
+    }
+}
 
 /// Names a control connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -71,30 +88,10 @@ pub struct NodeView {
     pub registered: bool,
     /// Whom it can't reach, and when it said so.
     unreachable: (Instant, BTreeSet<NodeId>),
-    /// Last report, and the one before with its time, for rates.
-    pub stats: Option<(Instant, control::Stats)>,
-    /// See `stats`.
-    pub stats_before: Option<(Instant, control::Stats)>,
+    /// Disks that its primaries wait for, and when it said so: PGs, and milliseconds of the longest wait.
+    pub lagging: (Instant, Vec<(DiskId, u32, u64)>),
     /// PGs that it serves as primary.
     pub serving: BTreeSet<PgId>,
-}
-
-/// A disk's copy of a PG.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Copy {
-    /// Highest generation that it has accepted, as far as known.
-    pub generation: Generation,
-    /// May be a source.
-    pub complete: bool,
-    /// For R2.
-    pub flush_mark: u64,
-}
-
-impl From<&control::PgReport> for Copy {
-    fn from(p: &control::PgReport) -> Self {
-        let generation = Generation { epoch: p.generation_epoch, n: p.generation_n };
-        Copy { generation, complete: p.complete, flush_mark: p.flush_mark }
-    }
 }
 
 /// A disk as it registered.
@@ -142,6 +139,8 @@ pub enum Judgement {
 /// All observations.
 #[derive(Debug)]
 pub struct Runtime {
+    /// Times by which is judged.
+    pub limits: Limits,
     /// When this coordinator started.
     pub started: Instant,
     /// Nobody is judged before.
@@ -160,6 +159,8 @@ pub struct Runtime {
     flaps: BTreeMap<(PgId, DiskId), (u32, Instant)>,
     /// PGs and nodes that the PG's writer can't reach.
     cut_off: BTreeSet<(PgId, NodeId)>,
+    /// The same for a while after: how often it began, and when it was seen last.
+    cut_off_lately: BTreeMap<(PgId, NodeId), (u32, Instant)>,
     /// PGs that have dropped a volume which is being deleted.
     pub dropped: BTreeMap<VolumeId, BTreeSet<PgId>>,
     /// Since when a PG has fewer live members than its pool wants.
@@ -170,10 +171,11 @@ pub struct Runtime {
 
 impl Runtime {
     /// Nothing observed yet.
-    pub fn new(now: Instant) -> Self {
+    pub fn new(now: Instant, limits: Limits) -> Self {
         Runtime {
+            limits,
             started: now,
-            judge_from: now + SETTLE,
+            judge_from: now + limits.settle,
             now,
             nodes: BTreeMap::new(),
             disks: BTreeMap::new(),
@@ -181,6 +183,7 @@ impl Runtime {
             accusations: BTreeMap::new(),
             flaps: BTreeMap::new(),
             cut_off: BTreeSet::new(),
+            cut_off_lately: BTreeMap::new(),
             dropped: BTreeMap::new(),
             short_since: BTreeMap::new(),
             no_grace: BTreeSet::new(),
@@ -188,26 +191,24 @@ impl Runtime {
     }
 
     /// A node registered, on this connection. Gives the connection that it replaces.
-    pub fn handle_registered(&mut self, conn: ConnId, reg: &control::Register, now: Instant) -> Option<ConnId> {
-        let node = NodeId(reg.node);
+    pub fn handle_registered(&mut self, conn: ConnId, reg: &Registration, now: Instant) -> Option<ConnId> {
+        let node = reg.node;
         for disk in &reg.disks {
-            let copies = disk.pgs.iter().map(|p| (PgId::from_u64(p.pg), Copy::from(p)));
             let view = DiskView {
                 node,
-                boot: BootId(disk.boot),
+                boot: disk.boot,
                 failed: disk.failed,
                 hung_ms: 0,
                 used_bytes: disk.used_bytes,
                 capacity_bytes: disk.capacity_bytes,
                 path: disk.path.clone(),
-                copies: copies.collect(),
+                copies: disk.copies.iter().copied().collect(),
             };
-            self.disks.insert(DiskId(disk.disk), view);
+            self.disks.insert(disk.disk, view);
         }
         // A disk that the node no longer brings doesn't answer.
-        self.disks.retain(|id, d| d.node != node || reg.disks.iter().any(|r| r.disk == id.0));
+        self.disks.retain(|id, d| d.node != node || reg.disks.iter().any(|r| r.disk == *id));
         let old = self.nodes.remove(&node);
-        let same_process = old.as_ref().is_some_and(|o| o.process == reg.process);
         self.nodes.insert(
             node,
             NodeView {
@@ -219,8 +220,7 @@ impl Runtime {
                 lost_at: None,
                 registered: true,
                 unreachable: (now, BTreeSet::new()),
-                stats: old.as_ref().filter(|_| same_process).and_then(|o| o.stats.clone()),
-                stats_before: None,
+                lagging: (now, Vec::new()),
                 serving: BTreeSet::new(),
             },
         );
@@ -228,17 +228,17 @@ impl Runtime {
     }
 
     /// A sign of life from a node.
-    pub fn handle_node_heartbeat(&mut self, node: NodeId, conn: ConnId, unreachable: &[u32], at: Instant) {
+    pub fn handle_node_heartbeat(&mut self, node: NodeId, conn: ConnId, unreachable: &[NodeId], at: Instant) {
         if let Some(view) = self.nodes.get_mut(&node).filter(|v| v.conn == Some(conn)) {
             view.heard = view.heard.max(at);
-            view.unreachable = (at, unreachable.iter().map(|n| NodeId(*n)).collect());
+            view.unreachable = (at, unreachable.iter().copied().collect());
         }
     }
 
     /// A sign of life from a gateway.
-    pub fn handle_gateway_heartbeat(&mut self, conn: ConnId, unreachable: &[u32], at: Instant) {
+    pub fn handle_gateway_heartbeat(&mut self, conn: ConnId, unreachable: &[NodeId], at: Instant) {
         if let Some(view) = self.gateways.get_mut(&conn) {
-            let said: BTreeSet<NodeId> = unreachable.iter().map(|n| NodeId(*n)).collect();
+            let said: BTreeSet<NodeId> = unreachable.iter().copied().collect();
             if at.since(view.unreachable.0) >= UNREACHABLE_KEPT {
                 view.unreachable_since.clear(); // It was silent in between: its word starts anew.
             }
@@ -288,15 +288,13 @@ impl Runtime {
 
     /// The disk was removed from the PG although it answers, and its pause isn't over.
     pub fn is_flapping(&self, pg: PgId, disk: DiskId) -> bool {
-        self.flaps
-            .get(&(pg, disk))
-            .is_some_and(|(count, at)| self.now.since(*at) < FLAP_PAUSE * 2u32.pow((count - 1).min(FLAP_DOUBLINGS_MAX)))
+        self.flaps.get(&(pg, disk)).is_some_and(|(count, at)| self.now.since(*at) < pause_after(*count))
     }
 
     /// This process was itself stopped for a while.
     pub fn handle_frozen(&mut self, gap: Duration, now: Instant) {
         // After a long gap peers dial anew; after a short one their heartbeats are on the way.
-        let hold = if gap > DOWN_AFTER { SETTLE } else { Duration::from_millis(600) };
+        let hold = if gap > self.limits.down_after { self.limits.settle } else { Duration::from_millis(600) };
         self.judge_from = self.judge_from.max(now + hold);
     }
 
@@ -315,21 +313,22 @@ impl Runtime {
             }
         }
         let accused = self.unreachable_nodes(now);
+        let Limits { suspect_after, down_after, .. } = self.limits;
         for (node, view) in &mut self.nodes {
             if !view.registered {
                 continue;
             }
             let silence = now.since(view.heard);
-            if silence < SUSPECT_AFTER && view.conn.is_some() {
+            if silence < suspect_after && view.conn.is_some() {
                 if view.life != Life::Up {
                     (view.life, view.lost_at) = (Life::Up, None);
                     out.push(Judgement::Up(*node));
                 }
             } else if settled && view.life != Life::Down {
-                if silence >= DOWN_AFTER || (silence >= SUSPECT_AFTER && accused.contains(node)) {
+                if silence >= down_after || (silence >= suspect_after && accused.contains(node)) {
                     (view.life, view.lost_at) = (Life::Down, Some(now));
                     out.push(Judgement::Down(*node));
-                } else if silence >= SUSPECT_AFTER && view.life == Life::Up {
+                } else if silence >= suspect_after && view.life == Life::Up {
                     view.life = Life::Suspect;
                     out.push(Judgement::Suspect(*node));
                 }
@@ -353,7 +352,7 @@ impl Runtime {
 
     /// Finds the PGs whose writer can't reach a node that others hear (R8). Call it before deciding.
     pub fn weigh_gateways(&mut self, map: &ClusterMap) {
-        self.cut_off.clear();
+        let before = std::mem::take(&mut self.cut_off);
         for view in self.gateways.values() {
             if self.now.since(view.unreachable.0) >= UNREACHABLE_KEPT {
                 continue;
@@ -369,6 +368,18 @@ impl Runtime {
                 self.cut_off.extend(volume.pgs().flat_map(|pg| nodes.iter().map(move |n| (pg, *n))));
             }
         }
+        let now = self.now;
+        self.cut_off_lately.retain(|_, (_, last)| now.since(*last) < FLAP_KEPT);
+        for key in &self.cut_off {
+            let lately = self.cut_off_lately.entry(*key).or_insert((0, now));
+            *lately = (lately.0.saturating_add(u32::from(!before.contains(key))), now);
+        }
+    }
+
+    /// The PG's writer can't reach the node, or could not a while ago: it says so only while it must. A plan must not give
+    /// the role back at once, each time with a stall; it tries less and less often.
+    pub fn was_cut_off(&self, pg: PgId, node: NodeId) -> bool {
+        self.cut_off_lately.get(&(pg, node)).is_some_and(|(count, at)| self.now.since(*at) < pause_after(*count))
     }
 
     /// The PG's writer can't reach the node.
@@ -396,16 +407,21 @@ impl Runtime {
         }
     }
 
-    /// A node says how far copies are that are no members: learners, and old ones.
-    pub fn handle_copies(&mut self, node: NodeId, map: &ClusterMap, copies: &[control::CopyStats]) {
-        for stats in copies {
-            let (disk, Some(report)) = (DiskId(stats.disk), &stats.report) else { continue };
-            let pg = PgId::from_u64(report.pg);
-            let Some(view) = self.disks.get_mut(&disk).filter(|d| d.node == node) else { continue };
-            let replica = Replica { disk, boot: view.boot };
-            // What it said before it became a member may come late.
-            if map.pgs.get(&pg).is_some_and(|c| !c.is_member(replica)) {
-                view.copies.insert(pg, Copy::from(report));
+    /// A disk learns, or has ended to: what was known of its copy counts no more before it says so anew. Its generation
+    /// stays: a copy that is complete again before it has learnt is as old as it was.
+    pub fn note_learner(&mut self, replica: Replica, config: &PgConfig) {
+        if let Some(view) = self.disks.get_mut(&replica.disk).filter(|v| v.boot == replica.boot) {
+            let new = Copy { generation: config.generation, ..Copy::default() };
+            view.copies.entry(config.pg).or_insert(new).complete = false;
+        }
+    }
+
+    /// A node says what copies are: learners and old ones each second, and a member when it has accepted a configuration. A
+    /// word from before it became a member may come late; then its acceptance follows.
+    pub fn handle_copies(&mut self, node: NodeId, copies: &[(DiskId, PgId, Copy)]) {
+        for (disk, pg, copy) in copies {
+            if let Some(view) = self.disks.get_mut(disk).filter(|d| d.node == node) {
+                view.copies.insert(*pg, *copy);
             }
         }
     }
@@ -437,9 +453,9 @@ impl Runtime {
         let mut all: BTreeMap<DiskId, (u32, u64)> = BTreeMap::new();
         let fresh = |at: Instant| self.now.since(at) < UNREACHABLE_KEPT;
         for view in self.nodes.values().filter(|v| v.life != Life::Down) {
-            for l in view.stats.iter().filter(|(at, _)| fresh(*at)).flat_map(|(_, s)| &s.lagging) {
-                let entry = all.entry(DiskId(l.disk)).or_default();
-                *entry = (entry.0.saturating_add(l.pgs), entry.1.max(l.oldest_ms));
+            for (disk, pgs, oldest_ms) in view.lagging.1.iter().filter(|_| fresh(view.lagging.0)) {
+                let entry = all.entry(*disk).or_default();
+                *entry = (entry.0.saturating_add(*pgs), entry.1.max(*oldest_ms));
             }
         }
         all
@@ -485,6 +501,11 @@ impl Runtime {
     }
 }
 
+/// How long after the `count`th time.
+fn pause_after(count: u32) -> Duration {
+    FLAP_PAUSE * 2u32.pow(count.saturating_sub(1).min(FLAP_DOUBLINGS_MAX))
+}
+
 fn absent(since: Instant) -> NodeView {
     NodeView {
         conn: None,
@@ -495,8 +516,7 @@ fn absent(since: Instant) -> NodeView {
         lost_at: Some(since),
         registered: false,
         unreachable: (since, BTreeSet::new()),
-        stats: None,
-        stats_before: None,
+        lagging: (since, Vec::new()),
         serving: BTreeSet::new(),
     }
 }

@@ -1,16 +1,16 @@
 use super::*;
-use crate::coordinator::runtime::ConnId;
 use crate::core::cluster::{Disk, FailureDomain, Node};
 use crate::core::ids::{BootId, Generation, NodeId, PoolId};
+use crate::core::manager::runtime::{ConnId, Limits};
+use crate::core::manager::{Copy, RegisteredDisk, Registration};
 use crate::core::units::Instant;
-use crate::wire::control;
 
 const PG: PgId = PgId { pool: PoolId(1), index: 0 };
 const START: Instant = Instant(1_000_000_000_000);
 
 /// All have had time to register from 2,000 ms on.
 fn later(ms: u64) -> Instant {
-    let start = START + crate::coordinator::runtime::SETTLE;
+    let start = START + crate::core::manager::runtime::SETTLE;
     Instant(start.0 - 2_000_000_000 + ms * 1_000_000)
 }
 
@@ -66,23 +66,18 @@ fn map() -> ClusterMap {
 type Report = Option<(u64, bool, u64)>;
 
 fn register(runtime: &mut Runtime, disk: u32, boot: u64, report: Report, failed: bool) {
-    let pgs = report.map(|(generation_n, complete, flush_mark)| control::PgReport {
-        pg: PG.to_u64(),
-        generation_epoch: 1,
-        generation_n,
-        complete,
-        flush_mark,
-        durability_epoch: 1,
-    });
-    let disks = vec![control::DiskReport { disk, boot, failed, pgs: pgs.into_iter().collect(), ..Default::default() }];
-    let registration = control::Register { node: disk, disks, process: boot, ..Default::default() };
+    let copy = |(n, complete, flush_mark)| Copy { generation: Generation { epoch: 1, n }, complete, flush_mark };
+    let copies = report.map(|r| (PG, copy(r))).into_iter().collect();
+    let disks =
+        vec![RegisteredDisk { disk: DiskId(disk), boot: BootId(boot), failed, copies, ..RegisteredDisk::default() }];
+    let registration = Registration { node: NodeId(disk), disks, process: boot, ..Registration::default() };
     runtime.handle_registered(ConnId(u64::from(disk) * 100 + boot), &registration, runtime.now);
 }
 
 /// Nodes registered with these (disk, boot, report); three seconds after the start all others count as lost.
 /// Their primaries serve.
 fn settled(map: &ClusterMap, disks: &[(u32, u64, Report)]) -> Runtime {
-    let mut runtime = Runtime::new(START);
+    let mut runtime = Runtime::new(START, Limits::default());
     runtime.now = later(3000);
     for (disk, boot, report) in disks {
         register(&mut runtime, *disk, *boot, *report, false);
@@ -113,7 +108,7 @@ fn nothing_to_do_for_a_healthy_pg_and_nothing_before_all_had_time() {
     runtime.nodes.get_mut(&NodeId(1)).unwrap().serving.clear();
     let waits = state_of(&map, &runtime, &map.pgs[&PG]);
     assert!(matches!(&waits, PgState::Unavailable(why) if why.contains("gets ready")), "nobody serves it: {waits:?}");
-    let mut runtime = Runtime::new(START);
+    let mut runtime = Runtime::new(START, Limits::default());
     register(&mut runtime, 2, 1, FULL, false);
     runtime.judge(&map, later(100));
     assert_eq!(decided(&map, &runtime), [], "the primary may be about to register");
@@ -245,12 +240,13 @@ fn a_copy_is_purged_only_when_it_is_not_needed() {
 
 #[test]
 fn silence_is_judged_by_both_sides() {
-    use crate::coordinator::runtime::{Judgement, Life};
+    use crate::core::manager::runtime::{Judgement, Life};
     let map = map();
     let all = [(1, 1, FULL), (2, 1, FULL), (3, 1, FULL), (4, 1, None), (5, 1, None)];
     let mut runtime = settled(&map, &all);
     let beat = |runtime: &mut Runtime, node: u32, unreachable: &[u32], at| {
-        runtime.handle_node_heartbeat(NodeId(node), ConnId(u64::from(node) * 100 + 1), unreachable, at);
+        let unreachable: Vec<NodeId> = unreachable.iter().map(|n| NodeId(*n)).collect();
+        runtime.handle_node_heartbeat(NodeId(node), ConnId(u64::from(node) * 100 + 1), &unreachable, at);
     };
     let others = |runtime: &mut Runtime, unreachable: &[u32], at| {
         (2..=5).for_each(|n| beat(runtime, n, unreachable, at));
@@ -274,7 +270,7 @@ fn silence_is_judged_by_both_sides() {
     assert_eq!(runtime.judge(&map, later(10_000)), []);
     others(&mut runtime, &[], later(10_100));
     assert_eq!(
-        runtime.judge(&map, later(10_001) + crate::coordinator::runtime::SETTLE).len(),
+        runtime.judge(&map, later(10_001) + crate::core::manager::runtime::SETTLE).len(),
         4,
         "those who stay silent are"
     );
@@ -327,7 +323,7 @@ fn an_unavailable_pg_says_which_disks_bring_it_back() {
 /// Which copy is best, and what is lost with it, row by row.
 #[test]
 fn copies_that_could_lead_are_named_with_what_they_lack() {
-    use crate::coordinator::force::{candidates, command, loss};
+    use crate::core::manager::force::{candidates, command, loss};
     let map = map();
     let config = &map.pgs[&PG];
     let best = |disks: &[(u32, u64, Report)]| {
@@ -381,22 +377,79 @@ fn what_a_learner_has_is_known_while_it_learns() {
         class: ResyncClass::Repair,
     });
     let mut runtime = settled(&map, &[(1, 1, FULL), (4, 1, FULL)]);
-    let says = |disk, complete| control::CopyStats {
-        disk,
-        report: Some(control::PgReport {
-            pg: PG.to_u64(),
-            generation_epoch: 1,
-            generation_n: 5,
-            complete,
-            ..Default::default()
-        }),
-    };
-    runtime.handle_copies(NodeId(4), &map, &[says(4, false)]);
+    let generation = Generation { epoch: 1, n: 5 };
+    let says = |disk, complete| (DiskId(disk), PG, Copy { generation, complete, flush_mark: 0 });
+    runtime.handle_copies(NodeId(4), &[says(4, false)]);
     assert!(!runtime.disks[&DiskId(4)].copies[&PG].complete);
-    runtime.handle_copies(NodeId(5), &map, &[says(4, true)]);
+    runtime.handle_copies(NodeId(5), &[says(4, true)]);
     assert!(!runtime.disks[&DiskId(4)].copies[&PG].complete, "another node's word about it");
-    runtime.handle_copies(NodeId(1), &map, &[says(1, false)]);
-    assert!(runtime.disks[&DiskId(1)].copies[&PG].complete, "late news of a member from before it was one");
+}
+
+/// R2, R19: what the simulator found. A learner's old copy counted as complete, and as new as the configuration that it
+/// learns; it could be taken as the truth before the copy that has everything.
+#[test]
+fn a_learner_is_not_the_truth_before_it_says_what_it_has() {
+    let mut map = map();
+    let mut runtime = settled(&map, &[(1, 2, Some((4, true, 9))), (2, 2, FULL), (3, 2, Some((5, false, 0)))]);
+    let learner = Learner { replica: replica(1, 2), replaces: Some(DiskId(1)), class: ResyncClass::Repair };
+    map.pgs.get_mut(&PG).unwrap().learners.push(learner);
+    runtime.note_learner(replica(1, 2), &map.pgs[&PG]);
+    let copy = runtime.disks[&DiskId(1)].copies[&PG];
+    assert_eq!((copy.generation.n, copy.complete), (4, false));
+    let truth = |map: &ClusterMap, runtime: &Runtime| match &decided(map, runtime)[..] {
+        [Command::SetMembers { truth, .. }] => Ok(truth.disk.0),
+        other => Err(other.to_vec()),
+    };
+    assert_eq!(truth(&map, &runtime), Ok(2));
+    // It has said that it is complete; that may have been before it began.
+    let says = Copy { generation: Generation { epoch: 1, n: 6 }, complete: true, flush_mark: 0 };
+    runtime.handle_copies(NodeId(1), &[(DiskId(1), PG, says)]);
+    let drop = Command::DropLearner { pg: PG, replica: replica(1, 2) };
+    assert_eq!(truth(&map, &runtime), Err(vec![drop]));
+    map.pgs.get_mut(&PG).unwrap().learners.clear();
+    assert_eq!(truth(&map, &runtime), Ok(1), "it says so although it doesn't learn");
+}
+
+/// R8: what the simulator found. A gateway names a node only while it must reach it: when the role had moved away, the plan
+/// gave it back at once, for ever.
+#[test]
+fn a_primary_that_its_writer_could_not_reach_gets_the_role_back_less_and_less_often() {
+    let mut map = map();
+    let volume = crate::core::cluster::Volume {
+        id: crate::core::ids::VolumeId(1),
+        name: "v".into(),
+        pool: PoolId(1),
+        size_bytes: 512,
+        stripes: vec![crate::core::cluster::Stripe { first_chunk: 0, pgs: vec![0] }],
+        incarnation: 1,
+        attached_to: "g".into(),
+        durability: 0,
+        priority: 0,
+        deleting: false,
+    };
+    map.volumes.insert(volume.id, volume);
+    let mut runtime = settled(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)]);
+    runtime.handle_gateway(ConnId(1), "g".into(), later(3000));
+    for (time, pause_ms) in [2000, 4000].into_iter().enumerate() {
+        let began = runtime.now;
+        for ms in (0..=2000).step_by(500) {
+            let at = began + std::time::Duration::from_millis(ms);
+            runtime.handle_gateway_heartbeat(ConnId(1), &[NodeId(1)], at);
+            runtime.now = at;
+            runtime.weigh_gateways(&map);
+        }
+        let cut = runtime.now;
+        assert!(runtime.is_cut_off(PG, NodeId(1)), "time {time}");
+        let mut later = |ms| {
+            let at = cut + std::time::Duration::from_millis(ms);
+            runtime.handle_gateway_heartbeat(ConnId(1), &[], at);
+            runtime.now = at;
+            runtime.weigh_gateways(&map);
+            (runtime.is_cut_off(PG, NodeId(1)), runtime.was_cut_off(PG, NodeId(1)))
+        };
+        assert_eq!(later(pause_ms - 1), (false, true), "time {time}");
+        assert_eq!(later(pause_ms), (false, false), "time {time}");
+    }
 }
 
 /// R7: its node is heard and says that the disk doesn't answer.
@@ -444,7 +497,7 @@ fn a_disk_that_hangs_leads_nothing_and_learns_nothing() {
 
 #[test]
 fn a_repair_that_another_copy_came_before_makes_a_new_plan() {
-    use crate::coordinator::plan::{JobMove, Planning};
+    use crate::core::manager::plan::{JobMove, Planning};
     let all = [(1, 1, FULL), (2, 1, FULL), (3, 1, FULL), (4, 1, None)];
     let repair = JobMove { pg: PG, from: None, to: DiskId(4), bytes: 1, class: ResyncClass::Repair };
     let step = |map: &ClusterMap, runtime: &Runtime| {

@@ -1,0 +1,68 @@
+use super::*;
+use crate::core::cluster::FailureDomain;
+use crate::core::cluster::command::PoolSpec;
+use crate::core::ids::{BootId, ClusterId, PoolId};
+
+const PG: PgId = PgId { pool: PoolId(1), index: 0 };
+
+fn at(ms: u64) -> Instant {
+    Instant(1_000_000_000_000 + ms * 1_000_000)
+}
+
+/// Three nodes of one disk each and a pool of one PG on all of them; nobody has registered.
+fn manager() -> Manager {
+    let mut m = Manager::new(ClusterState::empty(), at(0), Limits::default());
+    let mut run = |command| m.apply("test", command).unwrap();
+    run(Command::Init { cluster: ClusterId([1; 16]), feature_level: 1 });
+    for n in 1..=3 {
+        let (name, addr) = (format!("n{n}"), "127.0.0.1:1".parse().unwrap());
+        run(Command::AddNode { name, addr, zone: String::new(), rack: String::new() });
+        run(Command::AllocDisk { node: NodeId(n), class: String::new(), capacity_bytes: 1 << 30 });
+    }
+    let spec = PoolSpec {
+        name: "p".into(),
+        replicas: 3,
+        min_replicas: 2,
+        failure_domain: FailureDomain::Node,
+        class: String::new(),
+        pg_count: 1,
+        durable_writes: false,
+    };
+    run(Command::CreatePool { spec, members: vec![(1..=3).map(member).collect()] });
+    m
+}
+
+fn member(n: u32) -> Replica {
+    Replica { disk: DiskId(n), boot: BootId(u64::from(n)) }
+}
+
+fn register(m: &mut Manager, n: u32, boot: u64) {
+    let disk = RegisteredDisk { disk: DiskId(n), boot: BootId(boot), ..RegisteredDisk::default() };
+    let registration = Registration { node: NodeId(n), process: boot, disks: vec![disk], ..Registration::default() };
+    m.handle_registered(ConnId(u64::from(n) * 100 + boot), &format!("n{n}"), &registration);
+}
+
+/// R3: what the simulator found. Members that registered before they had persisted the first configuration counted as
+/// incomplete as soon as a second one was made, and nobody could follow its primary.
+#[test]
+fn members_of_the_first_configuration_stay_complete_in_the_next() {
+    let mut m = manager();
+    m.begin(at(0));
+    (1..=3).for_each(|n| register(&mut m, n, u64::from(n)));
+    let beat = |m: &mut Manager, n: u32, boot: u64, ms| {
+        m.runtime.handle_node_heartbeat(NodeId(n), ConnId(u64::from(n) * 100 + boot), &[], at(ms));
+    };
+    let turn = |m: &mut Manager, ms| {
+        m.begin(at(ms));
+        m.judge();
+        m.touch_pgs();
+        m.decide(Duration::ZERO);
+        m.state.map().pgs[&PG].members.iter().map(|r| r.disk.0).collect::<Vec<_>>()
+    };
+    (2..=3).for_each(|n| beat(&mut m, n, u64::from(n), 5_000));
+    assert_eq!(turn(&mut m, 5_000), [2, 3], "the first primary is dead");
+    // The second one restarts uncleanly; it was never heard to serve.
+    register(&mut m, 2, 20);
+    beat(&mut m, 3, 3, 5_100);
+    assert_eq!(turn(&mut m, 5_100), [3, 2], "the third has all that there is (R5: the second stays)");
+}
