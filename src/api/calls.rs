@@ -31,6 +31,8 @@ pub enum AdminCall {
     ForcePromote(String, types::ForcePromoteRequest),
     /// GET /v1/map
     Map,
+    /// GET /v1/map/export
+    MapExport,
     /// GET /v1/resync
     Resync,
     /// GET /v1/events
@@ -93,6 +95,7 @@ impl AdminCall {
                 | AdminCall::Pgs
                 | AdminCall::Pg(_)
                 | AdminCall::Map
+                | AdminCall::MapExport
                 | AdminCall::Resync
                 | AdminCall::Events { .. }
                 | AdminCall::Plan(_)

@@ -67,6 +67,7 @@ pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>) -> R
             post(|Path(n): Path<String>, s: Ctx, b: Bytes| s.call_with(b, |r| AdminCall::ForcePromote(n, r))),
         )
         .route("/v1/map", get(|s: Ctx| s.call(AdminCall::Map)))
+        .route("/v1/map/export", get(|s: Ctx| s.call(AdminCall::MapExport)))
         .route("/v1/plan", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::Plan)))
         .route("/v1/resync", get(|s: Ctx| s.call(AdminCall::Resync)))
         .route("/v1/resync", patch(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::ResyncSet)))

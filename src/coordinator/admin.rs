@@ -42,8 +42,12 @@ impl From<Refusal> for CallFailed {
 impl Owner {
     pub(super) fn handle_admin(&mut self, message: AdminMessage) {
         let AdminMessage { call, reply } = message;
-        if let AdminCall::Plan(request) = call {
-            return self.what_if(request, reply);
+        match call {
+            AdminCall::Plan(request) => {
+                return self.off_turn(reply, move |map, rates| whatif::answer(map, &request, rates));
+            }
+            AdminCall::MapExport => return self.off_turn(reply, |map, _| Ok(whatif::export(&map))),
+            _ => {}
         }
         let answer = self.answer(call);
         self.effects.push(Effect::Answer(reply, answer));
@@ -112,7 +116,7 @@ impl Owner {
             AdminCall::TokenCreate(request) => self.create_token(&request),
             AdminCall::Join(request) => self.join(request),
             AdminCall::Certificate(request) => self.certify(&request),
-            AdminCall::Plan(_) => Err(CallFailed::new(500, "a plan is answered elsewhere")),
+            AdminCall::Plan(_) | AdminCall::MapExport => Err(CallFailed::new(500, "it is answered elsewhere")),
         }
     }
 
@@ -344,15 +348,17 @@ impl Owner {
         json(&self.resync_info())
     }
 
-    fn what_if(&mut self, request: PlanRequest, reply: oneshot::Sender<Answer>) {
-        let input =
-            plan::input(self.manager.state.map(), &self.manager.runtime, &self.manager.pg_bytes, self.manager.now);
-        let names = self.manager.state.map().clone();
-        let cap = names.settings.resync.cap_bytes_per_sec;
+    /// Answers from a copy of the map, beside the turn: on a large map this takes seconds.
+    fn off_turn(
+        &mut self,
+        reply: oneshot::Sender<Answer>,
+        make: impl FnOnce(place::ClusterMap, place::Rates) -> Answer + Send + 'static,
+    ) {
+        let map = whatif::named(self.manager.plan_input(), self.manager.state.map());
+        let rates = whatif::rates(self.manager.state.map());
         tokio::task::spawn_blocking(move || {
-            let answer = whatif::answer(input, &names, cap, &request).and_then(|a| json(&a));
             // The client may have hung up.
-            let _ = reply.send(answer);
+            let _ = reply.send(make(map, rates));
         });
     }
 

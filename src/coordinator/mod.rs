@@ -13,6 +13,7 @@ mod control;
 mod events;
 mod files;
 mod owner;
+mod progress;
 mod session;
 mod totals;
 mod view;
