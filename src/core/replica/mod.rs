@@ -325,6 +325,8 @@ pub struct Replica {
     /// Secondary: received, not yet applied.
     applying: BTreeSet<u64>,
     accepting: Option<Accepting>,
+    /// The newest configuration that the map had without this replica.
+    left_at: Generation,
     fences: BTreeMap<VolumeId, u64>,
     /// Primary.
     activation: Activation,
@@ -416,6 +418,7 @@ impl Replica {
             uncommitted,
             applying: BTreeSet::new(),
             accepting: None,
+            left_at: Generation::default(),
             activation: Activation::default(),
             relinking: BTreeSet::new(),
             inflight: BTreeMap::new(),
