@@ -327,6 +327,8 @@ pub struct Replica {
     accepting: Option<Accepting>,
     /// The newest configuration that the map had without this replica.
     left_at: Generation,
+    /// The map has it neither as member nor as learner, as far as is known since its session began.
+    dropped: bool,
     fences: BTreeMap<VolumeId, u64>,
     /// Primary.
     activation: Activation,
@@ -419,6 +421,7 @@ impl Replica {
             applying: BTreeSet::new(),
             accepting: None,
             left_at: Generation::default(),
+            dropped: false,
             activation: Activation::default(),
             relinking: BTreeSet::new(),
             inflight: BTreeMap::new(),
@@ -519,7 +522,7 @@ impl Replica {
 
     /// True if it takes part in a resync as its learner, or waits to be promoted after one.
     pub fn is_learning(&self) -> bool {
-        self.target.is_some() || self.caught_up_with.is_some()
+        self.target.is_some() || (self.caught_up_with.is_some() && !self.dropped)
     }
 
     /// What it does and what it waits for, for whoever looks for a fault.

@@ -9,6 +9,7 @@ impl Replica {
             return;
         }
         let listed = config.is_member(self.me) || config.learners.iter().any(|l| l.replica == self.me);
+        self.dropped = !listed;
         if !listed && self.target.is_none() {
             // It was dropped: it waits for no promotion any more, and is an old copy like any other. If the map that has it
             // as a learner is still on its way, it is only taught again.
