@@ -387,7 +387,15 @@ impl Gateway {
         // Everything that it kept has been sent again; what others had acked and nobody kept stays as it was found.
         let settled = match op.kind.chunk().map(|c| self.pg_of(c)) {
             Some(pg) => self.settling.take(&pg).into_iter().collect(),
-            None => std::mem::take(&mut self.settling),
+            // A flush went to the PGs that had something to flush when it began.
+            None => {
+                let up_to = if let Kind::Flush { up_to } = op.kind { up_to } else { 0 };
+                let later = self.kept.iter().filter(|(order, _)| *order > up_to).filter_map(|(_, k)| k.chunk());
+                let later: BTreeSet<PgId> = later.map(|c| self.pg_of(c)).collect();
+                let done: BTreeSet<PgId> = self.settling.difference(&later).copied().collect();
+                self.settling.retain(|pg| later.contains(pg));
+                done
+            }
         };
         if !settled.is_empty() {
             let kept: BTreeSet<At> = self.kept.iter().flat_map(|(_, k)| k.writes()).map(|(at, _)| at).collect();

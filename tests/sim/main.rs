@@ -1,5 +1,6 @@
-//! A whole PG's cluster in one thread from one seed: the production replicas under simulated disks, clocks, network,
-//! coordinator and gateways, with checkers for what must always hold, and canaries that prove that they would see it.
+//! A whole cluster in one thread from one seed: the production replicas, routers and configuration manager under simulated
+//! disks, clocks, network and crashes, with checkers for what must always hold, and canaries that prove that they would see
+//! it.
 //!
 //! `cargo test --release --test sim` runs a few hundred seeds and all canaries. `-- --seeds A..B` runs those seeds,
 //! `-- --seed N --trace` replays one with everything that happens.

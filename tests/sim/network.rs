@@ -224,7 +224,8 @@ impl World {
         let up = |c: Conn| self.sessions.get(&(pg, c)).is_some_and(|s| s.up);
         let key = (pg, if up((peer, by)) { (peer, by) } else { (by, peer) });
         let Some(stream) = self.sessions.get_mut(&key) else { return };
-        let was_up = stream.up;
+        // Also one that broke a moment ago: the other side has not heard of it yet.
+        let was_up = stream.connection > 0;
         stream.epoch += 1;
         stream.up = false;
         let epoch = stream.epoch;

@@ -68,7 +68,8 @@ impl Replica {
     /// The record is stable.
     pub(super) fn accepted(&mut self) {
         let Some(accepting) = self.accepting.take() else { return };
-        self.role = Role::Secondary;
+        // The map may have gone on while the record was written: then this is an old copy already, to be purged like any.
+        self.role = if self.left_at > self.generation() { Role::Outside } else { Role::Secondary };
         self.target = None;
         self.caught_up_with = None;
         self.clear_unsure();

@@ -325,6 +325,10 @@ pub struct Replica {
     /// Secondary: received, not yet applied.
     applying: BTreeSet<u64>,
     accepting: Option<Accepting>,
+    /// The newest configuration that the map had without this replica.
+    left_at: Generation,
+    /// The map has it neither as member nor as learner, as far as is known since its session began.
+    dropped: bool,
     fences: BTreeMap<VolumeId, u64>,
     /// Primary.
     activation: Activation,
@@ -416,6 +420,8 @@ impl Replica {
             uncommitted,
             applying: BTreeSet::new(),
             accepting: None,
+            left_at: Generation::default(),
+            dropped: false,
             activation: Activation::default(),
             relinking: BTreeSet::new(),
             inflight: BTreeMap::new(),
@@ -516,7 +522,7 @@ impl Replica {
 
     /// True if it takes part in a resync as its learner, or waits to be promoted after one.
     pub fn is_learning(&self) -> bool {
-        self.target.is_some() || self.caught_up_with.is_some()
+        self.target.is_some() || (self.caught_up_with.is_some() && !self.dropped)
     }
 
     /// What it does and what it waits for, for whoever looks for a fault.

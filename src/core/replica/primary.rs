@@ -8,6 +8,16 @@ impl Replica {
         if config.generation < self.generation() {
             return;
         }
+        let listed = config.is_member(self.me) || config.learners.iter().any(|l| l.replica == self.me);
+        self.dropped = !listed;
+        if !listed && self.target.is_none() {
+            // It was dropped: it waits for no promotion any more, and is an old copy like any other. If the map that has it
+            // as a learner is still on its way, it is only taught again.
+            self.caught_up_with = None;
+        }
+        if !config.is_member(self.me) {
+            self.left_at = self.left_at.max(config.generation);
+        }
         let leads = config.primary() == Some(self.me);
         if config.generation == self.generation() {
             if self.is_primary() {

@@ -55,6 +55,7 @@ impl Replica {
             }
             self.role = Role::Outside;
             self.caught_up_with = None;
+            self.dropped = false;
             // What was received and may not be committed has a version that means nothing to the primary.
             for (chunk, _, _) in std::mem::take(&mut self.uncommitted).into_values() {
                 self.note_unsure(chunk);
