@@ -52,6 +52,8 @@ pub enum AdminCall {
     VolumeSet(String, types::VolumeSet),
     /// DELETE /v1/volumes/{name}
     VolumeDelete(String),
+    /// POST /v1/ok-to-stop
+    OkToStop(types::OkToStopRequest),
     /// POST /v1/nodes/{name}/state
     NodeState(String, types::NodeStateSet),
     /// POST /v1/plan
@@ -96,6 +98,7 @@ impl AdminCall {
                 | AdminCall::Pg(_)
                 | AdminCall::Map
                 | AdminCall::MapExport
+                | AdminCall::OkToStop(_)
                 | AdminCall::Resync
                 | AdminCall::Events { .. }
                 | AdminCall::Plan(_)

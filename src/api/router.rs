@@ -43,6 +43,7 @@ pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>) -> R
             "/v1/nodes/{name}/state",
             post(|Path(n): Path<String>, s: Ctx, b: Bytes| s.call_with(b, |r| AdminCall::NodeState(n, r))),
         )
+        .route("/v1/ok-to-stop", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::OkToStop)))
         .route("/v1/disks", get(|s: Ctx| s.call(AdminCall::Disks)))
         .route("/v1/pools", get(|s: Ctx| s.call(AdminCall::Pools)))
         .route("/v1/pools", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::PoolCreate)))

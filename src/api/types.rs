@@ -11,6 +11,7 @@
 //! | POST /v1/volumes | [`VolumeCreate`] | [`VolumeInfo`] |
 //! | PATCH /v1/volumes/{name} | [`VolumeSet`] | [`VolumeInfo`] |
 //! | DELETE /v1/volumes/{name} | | [`Done`] |
+//! | POST /v1/ok-to-stop | [`OkToStopRequest`] | [`OkToStop`] |
 //! | POST /v1/nodes/{name}/state | [`NodeStateSet`] | [`NodeInfo`] |
 //! | POST /v1/pgs/{id}/force-promote | [`ForcePromoteRequest`] | [`ForcePromoteReply`] |
 //! | POST /v1/plan | [`PlanRequest`] | [`PlanReply`] |
@@ -580,6 +581,37 @@ pub struct MapSummary {
     pub volumes: Vec<VolumeInfo>,
     /// PGs.
     pub pgs: Vec<PgInfo>,
+}
+
+/// Nodes that are to be stopped together.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct OkToStopRequest {
+    /// By name.
+    pub nodes: Vec<String>,
+}
+
+/// Whether nodes may be stopped together.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct OkToStop {
+    /// Every PG serves on.
+    pub ok: bool,
+    /// PGs with a copy on these nodes.
+    pub pgs_touched: u64,
+    /// Of them, PGs that would have fewer live copies than their pool's minimum.
+    pub pgs_blocked: u64,
+    /// The first of those.
+    pub blocked: Vec<StopBlocked>,
+}
+
+/// A PG that would stop serving.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StopBlocked {
+    /// Its id.
+    pub pg: String,
+    /// Copies that would be left.
+    pub live_after: u64,
+    /// Copies without which IO waits.
+    pub min_replicas: u64,
 }
 
 /// Success without more to say than what changed.

@@ -6,10 +6,12 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::owner::{Effect, Owner};
-use super::{whatif, wiring};
+use super::{stop, whatif, wiring};
 use crate::api::calls::{AdminCall, AdminMessage, Answer, CallFailed};
 use crate::api::types::*;
-use crate::core::cluster::command::{Command, Context, ForcePromote, Outcome, PoolSpec, Refusal, RefusalKind};
+use crate::core::cluster::command::{
+    Command, Context, ForcePromote, Liveness, Outcome, PoolSpec, Refusal, RefusalKind,
+};
 use crate::core::cluster::{NodeAdminState, PgConfig, Replica};
 use crate::core::ids::{PgId, PoolId};
 use crate::core::manager::decide::{PgState, state_of};
@@ -111,6 +113,7 @@ impl Owner {
                 self.apply(OPERATOR, Command::DeleteVolume { volume: name.clone() })?;
                 json(&Done { message: format!("volume {name} is being deleted; its space returns within moments") })
             }
+            AdminCall::OkToStop(request) => self.ok_to_stop(&request.nodes),
             AdminCall::NodeState(name, request) => self.set_node_state(&name, request.state),
             AdminCall::ResyncSet(request) => self.set_resync(request),
             AdminCall::TokenCreate(request) => self.create_token(&request),
@@ -124,6 +127,17 @@ impl Owner {
         let found = self.node_infos().into_iter().filter(|n| n.name == name || n.id.to_string() == name);
         let unknown = || Refusal::Unknown { what: "node", name: name.to_owned() };
         json(&found.max_by_key(|n| n.id).ok_or_else(unknown)?)
+    }
+
+    fn ok_to_stop(&self, names: &[String]) -> Answer {
+        let map = self.manager.state.map();
+        let mut nodes = std::collections::BTreeSet::new();
+        for name in names {
+            let in_use = |n: &&crate::core::cluster::Node| n.name == *name && n.admin_state != NodeAdminState::Removed;
+            let unknown = || Refusal::Unknown { what: "node", name: name.clone() };
+            nodes.insert(map.nodes.values().find(in_use).ok_or_else(unknown)?.id);
+        }
+        json(&stop::ok_to_stop(map, &|r| self.manager.runtime.is_live(r), &nodes))
     }
 
     fn pool(&self, name: &str) -> Answer {

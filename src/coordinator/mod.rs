@@ -15,6 +15,7 @@ mod files;
 mod owner;
 mod progress;
 mod session;
+mod stop;
 mod totals;
 mod view;
 mod whatif;
