@@ -169,7 +169,10 @@ impl World {
     pub fn dispatch(&mut self, i: usize) {
         for action in self.gateways[i].router.take_actions() {
             match action {
-                RouterAction::Dial(node) => self.dial((i, DiskId(node.0))),
+                RouterAction::Dial(node) => {
+                    self.log(|| format!("gateway {i} dials {node}"));
+                    self.dial((i, DiskId(node.0)));
+                }
                 RouterAction::Send { node, connection, pg, request, .. } => {
                     self.send_client((i, DiskId(node.0)), connection, pg, request);
                 }

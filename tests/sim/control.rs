@@ -62,6 +62,7 @@ impl World {
             return self.after(RETRY_NS, Event::Dial { peer, life });
         }
         let conn = self.coordinator.open(peer);
+        self.log(|| format!("{peer:?} has link {conn} to the coordinator"));
         let now = self.now;
         let stream = self.controls.entry(peer).or_default();
         (stream.up, stream.connection, stream.last, stream.heard) = (true, conn, [now; 2], now);

@@ -165,6 +165,9 @@ impl World {
         }
         let planning = &self.coordinator.manager.planning;
         text += &format!("moves {:?}, plan pending {}; ", planning.job.moves, planning.is_pending());
+        for (disk, view) in &self.coordinator.manager.runtime.disks {
+            text += &format!("{disk} as the coordinator knows it {:x} {:?}; ", view.boot.0 & 0xfff, view.copies);
+        }
         text += &format!("gateway {}", self.gateways.last().map_or(String::new(), Gateway::describe));
         text
     }

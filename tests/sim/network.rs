@@ -217,6 +217,11 @@ impl World {
         self.coverage.add("sessions", 1);
         self.coverage.add("sessions resumed", u64::from(again));
         self.feed(conn.0, pg, Input::SessionUp { learner: conn.1 });
+        let asked = self.canary().is_some_and(Canary::needs_power_losses);
+        if asked && self.now < self.faults_until && self.rng.chance(100) {
+            let delay = self.rng.range(1, 30) * MS;
+            self.after(delay, Event::PowerLoss);
+        }
     }
 
     /// Closed by one side: the other hears of it, perhaps after what is under way.
