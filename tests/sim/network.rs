@@ -27,8 +27,10 @@ pub struct Stream {
     pub last: [u64; 2],
     /// Its number: a gateway's, or the coordinator's.
     pub connection: u64,
-    /// When the peer that dialed heard anything last.
+    /// When the peer that dialed heard anything last, or began to dial.
     pub heard: u64,
+    /// A gateway tries to make it.
+    pub dialing: bool,
 }
 
 impl Stream {
