@@ -16,6 +16,11 @@ macro_rules! canaries {
             pub const ALL: &'static [(Canary, &'static str, &'static str)] =
                 &[$((Canary::$name, $rule, $what),)*];
 
+            /// Its harm needs a power loss of all in the middle of a resync: it gets some more.
+            pub fn needs_power_losses(self) -> bool {
+                matches!(self, Canary::LearnerNotSynced | Canary::IncompleteMarkForgotten)
+            }
+
             /// The coincidence that the harm needs, where an ordinary run seldom meets it.
             pub fn rare(self) -> Option<&'static str> {
                 match self {
@@ -59,7 +64,8 @@ canaries! {
     WindowOffByOne "R17" "a window's last block isn't copied";
     LearnerNotSynced "R19" "what resync wrote is not synced before the replica counts" rare
         "a learner that just became a member loses its cache, and all others restart before it is taught again";
-    IncompleteMarkForgotten "R21" "the mark of an incomplete copy isn't stored";
+    IncompleteMarkForgotten "R21" "the mark of an incomplete copy isn't stored" rare
+        "a restarted member that all others leave alone, by their own restarts, in the middle of its lesson";
     DirtyMarksLost "R23" "dirty marks don't survive a crash";
     LeavesNotVerified "R24" "a block is served without being verified";
     StaleRoot "R25" "a dirty chunk has the root that it had when it was clean";

@@ -169,7 +169,10 @@ impl World {
     pub fn dispatch(&mut self, i: usize) {
         for action in self.gateways[i].router.take_actions() {
             match action {
-                RouterAction::Dial(node) => self.dial((i, DiskId(node.0))),
+                RouterAction::Dial(node) => {
+                    self.log(|| format!("gateway {i} dials {node}"));
+                    self.dial((i, DiskId(node.0)));
+                }
                 RouterAction::Send { node, connection, pg, request, .. } => {
                     self.send_client((i, DiskId(node.0)), connection, pg, request);
                 }
@@ -195,7 +198,7 @@ impl World {
     fn dial(&mut self, link: ClientLink) {
         let stream = self.clients.entry(link).or_default();
         stream.epoch += 1;
-        stream.heard = self.now;
+        (stream.heard, stream.dialing) = (self.now, true);
         let epoch = stream.epoch;
         let delay = self.rng.range(1, 20) * MS;
         self.after(delay, Event::ClientUp { link, epoch });
@@ -203,9 +206,8 @@ impl World {
 
     /// Nodes that it has dialed in vain for a while.
     pub fn gateway_unreachable(&self, i: usize) -> Vec<NodeId> {
-        let vain = |s: &Stream| !s.up && self.now > s.heard + UNREACHABLE_NS;
-        let wants = |d: DiskId| self.gateways[i].router.wants(NodeId(d.0));
-        let mine = self.clients.iter().filter(|(l, s)| l.0 == i && vain(s) && wants(l.1));
+        let vain = |s: &Stream| s.dialing && self.now > s.heard + UNREACHABLE_NS;
+        let mine = self.clients.iter().filter(|(l, s)| l.0 == i && vain(s));
         mine.map(|(l, _)| NodeId(l.1.0)).collect()
     }
 
@@ -216,6 +218,7 @@ impl World {
             return;
         }
         if !self.gateways[i].router.wants(NodeId(node.0)) {
+            self.clients.entry(link).or_default().dialing = false;
             self.gateways[i].router.handle_dial_ended(NodeId(node.0));
             return self.dispatch(i);
         }
@@ -227,6 +230,7 @@ impl World {
         let now = self.now;
         if let Some(stream) = self.clients.get_mut(&link) {
             (stream.up, stream.last, stream.connection) = (true, [now; 2], connection);
+            stream.dialing = false;
         }
         self.dispatch(i);
     }

@@ -62,6 +62,7 @@ impl World {
             return self.after(RETRY_NS, Event::Dial { peer, life });
         }
         let conn = self.coordinator.open(peer);
+        self.log(|| format!("{peer:?} has link {conn} to the coordinator"));
         let now = self.now;
         let stream = self.controls.entry(peer).or_default();
         (stream.up, stream.connection, stream.last, stream.heard) = (true, conn, [now; 2], now);
@@ -235,6 +236,9 @@ impl World {
         let now = self.now;
         let Some(stream) = self.controls.get_mut(&peer).filter(|s| s.up && s.connection == conn) else { return };
         stream.heard = now;
+        if let (Peer::Gateway(i), false) = (peer, matches!(message, Down::Ack)) {
+            self.log(|| format!("gateway {i} <- {}", crate::show::clip(&format!("{message:?}"))));
+        }
         match (peer, message) {
             (Peer::Node(id), Down::Map { map, changed }) => {
                 if let Some(node) = self.nodes.get_mut(&id) {
@@ -274,6 +278,7 @@ impl World {
         let Some(stream) = self.controls.get_mut(&peer).filter(|s| s.up) else { return };
         stream.up = false;
         let conn = stream.connection;
+        self.log(|| format!("{peer:?} ends its link {conn} to the coordinator"));
         let me = number(peer);
         let heard = !self.is_blocked(me, COORDINATOR) && (closes || self.rng.chance(300));
         let (soon, late) = (self.now + self.delay(), self.now + self.rng.range(1_000, 3_000) * MS);

@@ -34,13 +34,7 @@ impl World {
         match self.rng.below(110) {
             0..22 => self.crash(target, down),
             22..30 => self.stop_clean(target, down),
-            30..35 => {
-                self.coverage.add("power losses of all", 1);
-                for id in ids {
-                    let down = self.rng.range(5, 1_500) * MS;
-                    self.crash(id, down);
-                }
-            }
+            30..35 => self.power_loss(),
             35..50 => self.reset_links(target, other),
             50..54 => self.break_some_client(),
             54..58 => self.break_some_session(),
@@ -71,6 +65,14 @@ impl World {
             103..106 => self.cut_from_gateways(target, down),
             106..109 => self.drain_some(target, down),
             _ => self.join(),
+        }
+    }
+
+    pub fn power_loss(&mut self) {
+        self.coverage.add("power losses of all", 1);
+        for id in self.ids() {
+            let down = self.rng.range(5, 1_500) * MS;
+            self.crash(id, down);
         }
     }
 

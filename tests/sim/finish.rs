@@ -165,6 +165,16 @@ impl World {
         }
         let planning = &self.coordinator.manager.planning;
         text += &format!("moves {:?}, plan pending {}; ", planning.job.moves, planning.is_pending());
+        for (disk, view) in &self.coordinator.manager.runtime.disks {
+            text += &format!("{disk} as the coordinator knows it {:x} {:?}; ", view.boot.0 & 0xfff, view.copies);
+        }
+        let (last, runtime) = (self.gateways.len() - 1, &self.coordinator.manager.runtime);
+        for (pg, node) in self.layout.iter().flat_map(|pg| runtime.nodes.keys().map(move |n| (*pg, *n))) {
+            if runtime.is_cut_off(pg, node) {
+                text += &format!("{node} is cut off from the writer of PG {}; ", pg.index);
+            }
+        }
+        text += &format!("the gateway can't reach {:?}; ", self.gateway_unreachable(last));
         text += &format!("gateway {}", self.gateways.last().map_or(String::new(), Gateway::describe));
         text
     }

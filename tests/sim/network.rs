@@ -27,8 +27,10 @@ pub struct Stream {
     pub last: [u64; 2],
     /// Its number: a gateway's, or the coordinator's.
     pub connection: u64,
-    /// When the peer that dialed heard anything last.
+    /// When the peer that dialed heard anything last, or began to dial.
     pub heard: u64,
+    /// A gateway tries to make it.
+    pub dialing: bool,
 }
 
 impl Stream {
@@ -217,6 +219,11 @@ impl World {
         self.coverage.add("sessions", 1);
         self.coverage.add("sessions resumed", u64::from(again));
         self.feed(conn.0, pg, Input::SessionUp { learner: conn.1 });
+        let asked = self.canary().is_some_and(Canary::needs_power_losses);
+        if asked && self.now < self.faults_until && self.rng.chance(100) {
+            let delay = self.rng.range(1, 30) * MS;
+            self.after(delay, Event::PowerLoss);
+        }
     }
 
     /// Closed by one side: the other hears of it, perhaps after what is under way.

@@ -154,6 +154,7 @@ pub enum Event {
         node: DiskId,
     },
     CoordinatorUp,
+    PowerLoss,
     Undrain {
         node: DiskId,
     },
@@ -565,6 +566,7 @@ impl World {
             }
             Event::CoordinatorUp => self.coordinator_goes_on(),
             Event::Undrain { node } => self.undrain(node),
+            Event::PowerLoss => self.power_loss(),
         }
     }
 
