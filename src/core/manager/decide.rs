@@ -126,8 +126,9 @@ fn recover(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> Option<Com
             None => (config.generation.n == 1).then(Default::default),
         }
     };
-    let best = returned.iter().filter_map(|r| Some((mark(r)?, std::cmp::Reverse(r.disk), *r))).max()?;
-    let truth = best.2;
+    // Of equal ones the primary, and the one that would be next: so primaries stay as even as they were.
+    let ranked = returned.iter().enumerate().filter_map(|(i, r)| Some((mark(r)?, std::cmp::Reverse(i), *r)));
+    let truth = ranked.max()?.2;
     if config.learners.iter().any(|l| l.replica == truth) {
         // What is known of it may be from before it began to learn, when it marked itself incomplete (R19): it says anew what
         // it has once it doesn't learn any more.

@@ -158,6 +158,10 @@ fn all_restarted() {
         None,
         "a recorded boot lives"
     );
+    map.pgs.get_mut(&PG).unwrap().members.rotate_left(1);
+    let equal = [(1, 2, mark(5, 1)), (2, 2, mark(5, 1)), (3, 2, mark(5, 1))];
+    assert_eq!(truth(&map, &equal), Some((2, 2)), "of equal ones the primary");
+    map.pgs.get_mut(&PG).unwrap().members.rotate_right(1);
     map.disks.get_mut(&DiskId(3)).unwrap().admin_state = DiskAdminState::Failed;
     assert_eq!(truth(&map, &[(1, 2, mark(5, 1)), (2, 2, mark(5, 9))]), Some((2, 1)), "declared failed, not waited for");
     map.pgs.get_mut(&PG).unwrap().generation.n = 1;
