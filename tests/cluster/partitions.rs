@@ -126,7 +126,7 @@ pub fn a_cut_one_way() {
 pub fn lost_packets_remove_nobody() {
     let (dev, gateway, load) = loaded();
     let generations = |dev: &Dev| {
-        let pgs = dev.json(&["pg", "list", "-o", "json"]);
+        let pgs = dev.json(&["pg", "list"]);
         let all = pgs.as_array().expect("PGs").iter();
         all.map(|pg| format!("{} {}", pg["id"], pg["generation"])).collect::<Vec<_>>()
     };
