@@ -577,7 +577,7 @@ fn a_new_member_whose_link_is_reset_has_lost_nothing() {
     bed.pass(1000);
     assert_eq!(bed.removal(), None);
     let again = |m: &&PeerMessage| matches!(m, PeerMessage::Activate { base_sequence: 2, .. });
-    assert_eq!(bed.sent(2).into_iter().filter(again).count(), 1);
+    assert!(bed.sent(2).iter().any(again));
 }
 
 /// R5: what the simulator found. Two members at once may be too many where one may go.
