@@ -348,7 +348,8 @@ impl World {
         if rng.chance(400) {
             // Less than a lease: safety must not depend on it.
             limits.down_after = Duration::from_millis(rng.range(300, 600));
-            limits.suspect_after = limits.down_after / 2;
+            // Above the interval of heartbeats, else everybody is suspected all the time.
+            limits.suspect_after = Duration::from_millis(220);
         }
         if rng.chance(500) {
             limits.settle = Duration::from_millis(rng.range(300, 1_500));
