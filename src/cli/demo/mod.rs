@@ -301,7 +301,8 @@ impl Demo {
         let mut progress = Progress::new(expected);
         let mut job = Job { plan, ..Job::default() };
         let mut first_byte: Option<Instant> = None;
-        let mut first_eta: Option<(f64, Instant)> = None;
+        // The first one, and the one when a tenth was there.
+        let mut etas: [Option<(f64, Instant)>; 2] = [None; 2];
         let mut last_change = Instant::now();
         let mut last_seen = String::new();
         loop {
@@ -312,8 +313,12 @@ impl Demo {
                 first_byte.get_or_insert_with(Instant::now);
             }
             let is_under_way = job.moved_bytes * 10 >= expected.max(job.moved_bytes + status.resync.bytes_left);
-            if let (None, Some(eta), true) = (first_eta, status.resync.eta_seconds, is_under_way) {
-                first_eta = Some((eta, Instant::now()));
+            if let Some(eta) = status.resync.eta_seconds {
+                for (told, due) in etas.iter_mut().zip([status.resync.active_moves > 0, is_under_way]) {
+                    if due {
+                        told.get_or_insert((eta, Instant::now()));
+                    }
+                }
             }
             let missing = missing_for(WaitFor::Clean, &status);
             if missing.is_none() && done(&status) {
@@ -342,7 +347,7 @@ impl Demo {
         job.moved_bytes = self.settled_bytes_done()?.saturating_sub(before.resync.bytes_done);
         job.took = end - start;
         job.copying = first_byte.map_or(Duration::ZERO, |first| end - first);
-        job.eta_and_actual = first_eta.map(|(eta, given)| (eta, end - given));
+        [job.first_eta, job.eta_at_tenth] = etas.map(|told| told.map(|(eta, given)| (eta, end - given)));
         let took = out::human_seconds(job.took.as_secs_f64());
         say(format!("    done: {} moved, clean after {took}", HumanBytes(job.moved_bytes)))?;
         Ok(job)

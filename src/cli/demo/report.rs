@@ -20,8 +20,10 @@ pub struct Job {
     pub took: Duration,
     /// From the first byte until the cluster was clean.
     pub copying: Duration,
-    /// The ETA that the status gave when a tenth was there, and how long it then took.
-    pub eta_and_actual: Option<(f64, Duration)>,
+    /// The first ETA that the status gave, and how long it then took.
+    pub first_eta: Option<(f64, Duration)>,
+    /// The same when a tenth was there.
+    pub eta_at_tenth: Option<(f64, Duration)>,
 }
 
 impl Job {
@@ -93,10 +95,12 @@ impl Outcome {
         row("lower bound", &|j| bytes(j.lower_bound()));
         row("moved", &|j| bytes(Some(j.moved_bytes)));
         row("rate", &|j| j.rate_mb());
-        row("ETA told at 10 %", &|j| j.eta_and_actual.map_or("—".to_owned(), |(eta, _)| human_seconds(eta)));
-        row("actual from then", &|j| {
-            j.eta_and_actual.map_or("—".to_owned(), |(_, actual)| human_seconds(actual.as_secs_f64()))
-        });
+        let told = |eta: Option<(f64, Duration)>| eta.map_or("—".to_owned(), |(eta, _)| human_seconds(eta));
+        let took = |eta: Option<(f64, Duration)>| eta.map_or("—".to_owned(), |(_, t)| human_seconds(t.as_secs_f64()));
+        row("ETA first given", &|j| told(j.first_eta));
+        row("actual from then", &|j| took(j.first_eta));
+        row("ETA at 10 %", &|j| told(j.eta_at_tenth));
+        row("actual from then", &|j| took(j.eta_at_tenth));
         row("from the event to clean", &|j| human_seconds(j.took.as_secs_f64()));
 
         let mut guest = Table::new(&["GUEST", ">BEFORE", ">NODE JOINS", ">NODE DIES", ">AFTER"]);
@@ -136,7 +140,8 @@ mod tests {
             moved_bytes: 1000 << 20,
             took: Duration::from_secs(12),
             copying: Duration::from_secs(10),
-            eta_and_actual: Some((11.0, Duration::from_secs(12))),
+            first_eta: Some((11.0, Duration::from_secs(12))),
+            eta_at_tenth: Some((8.0, Duration::from_secs(9))),
         };
         let figures = Figures {
             operations: 990,
@@ -159,7 +164,8 @@ mod tests {
         };
         let text = outcome.render();
         for part in [
-            "1000 MiB", "900 MiB", "105 MB/s", "11 s", "12 s", "990", "99.0 %", "400 µs", "2.5 ms", "30.0 ms", "12,345",
+            "1000 MiB", "900 MiB", "105 MB/s", "11 s", "12 s", "8.0 s", "9.0 s", "990", "99.0 %", "400 µs", "2.5 ms",
+            "30.0 ms", "12,345",
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
