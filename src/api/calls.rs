@@ -31,6 +31,8 @@ pub enum AdminCall {
     ForcePromote(String, types::ForcePromoteRequest),
     /// GET /v1/map
     Map,
+    /// GET /v1/map/export
+    MapExport,
     /// GET /v1/resync
     Resync,
     /// GET /v1/events
@@ -50,6 +52,8 @@ pub enum AdminCall {
     VolumeSet(String, types::VolumeSet),
     /// DELETE /v1/volumes/{name}
     VolumeDelete(String),
+    /// POST /v1/ok-to-stop
+    OkToStop(types::OkToStopRequest),
     /// POST /v1/nodes/{name}/state
     NodeState(String, types::NodeStateSet),
     /// POST /v1/plan
@@ -93,6 +97,8 @@ impl AdminCall {
                 | AdminCall::Pgs
                 | AdminCall::Pg(_)
                 | AdminCall::Map
+                | AdminCall::MapExport
+                | AdminCall::OkToStop(_)
                 | AdminCall::Resync
                 | AdminCall::Events { .. }
                 | AdminCall::Plan(_)

@@ -43,6 +43,7 @@ pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>) -> R
             "/v1/nodes/{name}/state",
             post(|Path(n): Path<String>, s: Ctx, b: Bytes| s.call_with(b, |r| AdminCall::NodeState(n, r))),
         )
+        .route("/v1/ok-to-stop", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::OkToStop)))
         .route("/v1/disks", get(|s: Ctx| s.call(AdminCall::Disks)))
         .route("/v1/pools", get(|s: Ctx| s.call(AdminCall::Pools)))
         .route("/v1/pools", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::PoolCreate)))
@@ -67,6 +68,7 @@ pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>) -> R
             post(|Path(n): Path<String>, s: Ctx, b: Bytes| s.call_with(b, |r| AdminCall::ForcePromote(n, r))),
         )
         .route("/v1/map", get(|s: Ctx| s.call(AdminCall::Map)))
+        .route("/v1/map/export", get(|s: Ctx| s.call(AdminCall::MapExport)))
         .route("/v1/plan", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::Plan)))
         .route("/v1/resync", get(|s: Ctx| s.call(AdminCall::Resync)))
         .route("/v1/resync", patch(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::ResyncSet)))

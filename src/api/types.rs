@@ -11,6 +11,7 @@
 //! | POST /v1/volumes | [`VolumeCreate`] | [`VolumeInfo`] |
 //! | PATCH /v1/volumes/{name} | [`VolumeSet`] | [`VolumeInfo`] |
 //! | DELETE /v1/volumes/{name} | | [`Done`] |
+//! | POST /v1/ok-to-stop | [`OkToStopRequest`] | [`OkToStop`] |
 //! | POST /v1/nodes/{name}/state | [`NodeStateSet`] | [`NodeInfo`] |
 //! | POST /v1/pgs/{id}/force-promote | [`ForcePromoteRequest`] | [`ForcePromoteReply`] |
 //! | POST /v1/plan | [`PlanRequest`] | [`PlanReply`] |
@@ -20,6 +21,7 @@
 //! | POST /v1/join | [`JoinRequest`] (no bearer token: the join token is the proof) | [`JoinReply`] |
 //! | POST /v1/certificates | [`CertificateRequest`] (bearer token) | [`JoinReply`] |
 //! | GET /v1/map | | the whole map as [`MapSummary`] |
+//! | GET /v1/map/export | | the map file that `plan --map` reads |
 //! | GET /metrics | | Prometheus text, no token on loopback |
 //!
 //! Errors are [`ApiError`] with a 4xx or 5xx status. Every other request carries `Authorization: Bearer TOKEN`.
@@ -27,7 +29,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::core::cluster::{FailureDomain, Replica, ResyncClass, Stripe};
-use crate::core::ids::{DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
+use crate::core::ids::{DiskId, Generation, NodeId, PoolId, VolumeId};
+use crate::core::placement::Span;
+pub use crate::core::placement::{Question as PlanRequest, WhatIf as PlanReply};
 
 /// What `evenkeel status -o json` prints.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -92,8 +96,11 @@ pub struct ResyncStatus {
     pub bytes_left: u64,
     /// Over the last seconds.
     pub rate_bytes_per_sec: u64,
-    /// At this rate; `null` when nothing runs or the rate isn't known yet.
+    /// Of the busiest disk, as it goes now; negative: diverging; `null` when nothing runs or the rate isn't known yet.
     pub eta_seconds: Option<f64>,
+    /// The same as a range.
+    #[serde(default)]
+    pub eta_range_seconds: Option<Span>,
     /// What bounds it: see `SessionStats.limited_by`.
     pub limited_by: String,
     /// The effective cap.
@@ -389,114 +396,6 @@ pub struct ForceCandidate {
     pub loss: String,
 }
 
-/// A what-if question; all empty: what does the cluster want to do now?
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct PlanRequest {
-    /// Nodes to add, as `name=n9,zone=z2,rack=r1,disks=4x6TiB:ssd`.
-    #[serde(default)]
-    pub add_node: Vec<String>,
-    /// Nodes to remove, by name.
-    #[serde(default)]
-    pub remove_node: Vec<String>,
-    /// POOL=N.
-    #[serde(default)]
-    pub replicas: Vec<String>,
-}
-
-/// A plan, shown dry.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct PlanReply {
-    /// What would move.
-    pub moves: Vec<PlanMove>,
-    /// Sums.
-    pub totals: PlanTotals,
-    /// How even the load is.
-    pub balance: PlanBalance,
-    /// What the cluster lacks to hold every copy.
-    pub missing_capacity_bytes: u64,
-    /// When it would be done.
-    pub eta_seconds: PlanEta,
-    /// What can't be done, and why.
-    pub rejected: Vec<PlanRejected>,
-}
-
-/// One move of a plan.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PlanMove {
-    /// Pool's name.
-    pub pool: String,
-    /// PG.
-    pub pg: PgId,
-    /// The disk that it leaves; `null`: a copy is added.
-    pub from: Option<DiskId>,
-    /// The disk that it comes to, or a disk that the question added.
-    pub to: String,
-    /// Bytes to copy.
-    pub bytes: u64,
-    /// Why.
-    pub class: ResyncClass,
-}
-
-/// Sums of a plan.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct PlanTotals {
-    /// Moves.
-    pub moves: u64,
-    /// Bytes.
-    pub bytes: u64,
-    /// No plan could do with fewer.
-    pub lower_bound_moves: u64,
-}
-
-/// Balance before and after a plan.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct PlanBalance {
-    /// Now.
-    pub before: BalanceFigures,
-    /// Afterwards.
-    pub after: BalanceFigures,
-}
-
-/// How even the PG replicas are over the disks, by capacity.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct BalanceFigures {
-    /// Fullest disk against the mean.
-    pub max_over_mean: f64,
-    /// Of replicas over share.
-    pub stddev: f64,
-    /// Farthest from its share, in PG replicas.
-    pub max_deviation_pgs: f64,
-}
-
-/// When redundancy and balance are reached.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct PlanEta {
-    /// All copies there.
-    pub redundant: EtaRange,
-    /// Load even.
-    pub balanced: EtaRange,
-}
-
-/// Seconds.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct EtaRange {
-    /// With no foreground.
-    pub low: f64,
-    /// As now.
-    pub likely: f64,
-    /// At the floors.
-    pub high: f64,
-}
-
-/// What a plan can't do.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PlanRejected {
-    /// Thing.
-    pub what: String,
-    /// Reason.
-    pub reason: String,
-}
-
 /// Changes the throttle; what is absent stays.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ResyncSet {
@@ -682,6 +581,37 @@ pub struct MapSummary {
     pub volumes: Vec<VolumeInfo>,
     /// PGs.
     pub pgs: Vec<PgInfo>,
+}
+
+/// Nodes that are to be stopped together.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct OkToStopRequest {
+    /// By name.
+    pub nodes: Vec<String>,
+}
+
+/// Whether nodes may be stopped together.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct OkToStop {
+    /// Every PG serves on.
+    pub ok: bool,
+    /// PGs with a copy on these nodes.
+    pub pgs_touched: u64,
+    /// Of them, PGs that would have fewer live copies than their pool's minimum.
+    pub pgs_blocked: u64,
+    /// The first of those.
+    pub blocked: Vec<StopBlocked>,
+}
+
+/// A PG that would stop serving.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StopBlocked {
+    /// Its id.
+    pub pg: String,
+    /// Copies that would be left.
+    pub live_after: u64,
+    /// Copies without which IO waits.
+    pub min_replicas: u64,
 }
 
 /// Success without more to say than what changed.

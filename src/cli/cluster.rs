@@ -2,7 +2,10 @@
 
 use anyhow::Context as _;
 
-use crate::api::types::{DiskInfo, ForcePromoteReply, ForcePromoteRequest, NodeInfo, NodeStateSet, PgInfo};
+use crate::api::types::{
+    DiskInfo, ForcePromoteReply, ForcePromoteRequest, NodeInfo, NodeStateSet, OkToStop, OkToStopRequest, PgInfo,
+    StopBlocked,
+};
 use crate::core::cluster::NodeAdminState;
 use crate::core::ids::{DiskId, PgId};
 use crate::core::units::HumanBytes;
@@ -36,11 +39,30 @@ pub fn node(session: &Session, command: NodeCommand) -> anyhow::Result<()> {
             let text = "nothing is re-replicated while it is down; `evenkeel node undrain` ends it";
             set_state(session, &client, &name, NodeAdminState::Maintenance, text)
         }
+        NodeCommand::OkToStop { names } => ok_to_stop(session, &client, names),
         NodeCommand::Remove { name, yes } => {
             need_yes(yes, &format!("removing node {name} is for good: its copies count no more"))?;
             set_state(session, &client, &name, NodeAdminState::Removed, "its id is never used again")
         }
     }
+}
+
+fn ok_to_stop(session: &Session, client: &Client, nodes: Vec<String>) -> anyhow::Result<()> {
+    let all = nodes.join(", ");
+    let answer: OkToStop = client.post("/v1/ok-to-stop", &OkToStopRequest { nodes })?;
+    if session.json() || answer.ok {
+        let told = |a: &OkToStop| format!("yes: {} placement groups serve on without {all}", a.pgs_touched);
+        session.show_one(&answer, told)?;
+    }
+    let shown = |b: &StopBlocked| format!("{} ({} of at least {})", b.pg, b.live_after, b.min_replicas);
+    let first: Vec<String> = answer.blocked.iter().take(8).map(shown).collect();
+    anyhow::ensure!(
+        answer.ok,
+        "without {all} {} placement groups would have too few copies to serve: {}",
+        answer.pgs_blocked,
+        first.join(", ")
+    );
+    Ok(())
 }
 
 /// The node of that name.

@@ -17,9 +17,11 @@ mod demo;
 mod dev;
 mod hash;
 mod out;
+mod plan;
 mod pools;
 mod resync;
 mod signals;
+mod simulate;
 mod status;
 
 use std::process::ExitCode;
@@ -27,7 +29,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Command, CoordinatorCommand, LogFormat, NodeCommand, OutputFormat, TokenCommand};
+use args::{Cli, Command, CoordinatorCommand, LogFormat, MetaCommand, NodeCommand, OutputFormat, TokenCommand};
 use client::{Access, Client};
 
 use crate::api::types::{TokenCreate, TokenCreated};
@@ -72,6 +74,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         &cli.command,
         Command::Coordinator(CoordinatorCommand::Run(_)) | Command::Node(NodeCommand::Run(_)) | Command::Gateway(_)
     ))?;
+    if session.global.output == OutputFormat::Csv && !matches!(&cli.command, Command::Simulate(_)) {
+        anyhow::bail!("-o csv is for `evenkeel simulate` alone; the other commands print tables or JSON");
+    }
     match cli.command {
         Command::Demo(args) => demo::run(&args),
         Command::Dev(args) => dev::run(args),
@@ -88,7 +93,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Pg(command) => done(cluster::pg(&session, command)),
         Command::Pool(command) => done(pools::pool(&session, command)),
         Command::Volume(command) => done(pools::volume(&session, command)),
-        Command::Plan(args) => done(resync::plan(&session, args)),
+        Command::Plan(args) => done(plan::plan(&session, args)),
+        Command::Simulate(args) => done(simulate::simulate(&session, &args)),
+        Command::Meta(MetaCommand::Export) => done(plan::export(&session)),
         Command::Resync(command) => done(resync::resync(&session, command)),
         Command::Token(TokenCommand::Create { role, ttl }) => done(token_create(&session, role, ttl)),
         Command::Metrics(args) => done(metrics(&session, args.node.as_deref())),

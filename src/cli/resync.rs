@@ -1,79 +1,18 @@
-//! `plan` and `resync`.
+//! `resync`.
 
 use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::api::types::{EtaRange, PlanReply, PlanRequest, ResyncInfo, ResyncSet, SessionInfo};
+use crate::api::types::{ResyncInfo, ResyncSet, SessionInfo};
 use crate::core::units::HumanBytes;
 
 use super::Session;
-use super::args::{PlanArgs, ResyncCommand};
-use super::client::PLAN_TIMEOUT;
+use super::args::ResyncCommand;
 use super::out::{self, Table};
 use super::signals::Stop;
 use super::status::resync_line;
-
-/// Moves shown without `--all`: a screen.
-const MOVES_SHOWN: usize = 20;
-
-/// `plan`.
-pub fn plan(session: &Session, args: PlanArgs) -> anyhow::Result<()> {
-    let client = session.client()?;
-    let question = PlanRequest { add_node: args.add_node, remove_node: args.remove_node, replicas: args.replicas };
-    let text = client.within(PLAN_TIMEOUT).post_text("/v1/plan", &question)?;
-    session.show(&client, &text, |plan: PlanReply| render_plan(&plan, args.all))
-}
-
-fn render_plan(plan: &PlanReply, all: bool) -> String {
-    let mut text = String::new();
-    if plan.moves.is_empty() {
-        text += "nothing would move\n";
-    } else {
-        let mut table = Table::new(&["PG", "POOL", "FROM", "TO", ">BYTES", "CLASS"]);
-        let shown = if all { plan.moves.len() } else { MOVES_SHOWN };
-        for m in plan.moves.iter().take(shown) {
-            table.row([
-                m.pg.to_string(),
-                m.pool.clone(),
-                m.from.map_or("(new copy)".to_owned(), |d| d.to_string()),
-                m.to.clone(),
-                HumanBytes(m.bytes).to_string(),
-                m.class.name().to_owned(),
-            ]);
-        }
-        text += &table.render(out::colour());
-        if plan.moves.len() > shown {
-            text += &format!("… and {} more (--all shows them)\n", plan.moves.len() - shown);
-        }
-        text += &format!(
-            "\n{} moves, {}; lower bound {} moves\n",
-            plan.totals.moves,
-            HumanBytes(plan.totals.bytes),
-            plan.totals.lower_bound_moves
-        );
-        text += &format!("redundant in  {}\n", eta(&plan.eta_seconds.redundant));
-        text += &format!("balanced in   {}\n", eta(&plan.eta_seconds.balanced));
-    }
-    let (before, after) = (&plan.balance.before, &plan.balance.after);
-    text += &format!(
-        "balance       fullest disk {:.2} × the mean now, {:.2} × after; farthest from its share {:.1} PGs now, {:.1} after\n",
-        before.max_over_mean, after.max_over_mean, before.max_deviation_pgs, after.max_deviation_pgs
-    );
-    if plan.missing_capacity_bytes > 0 {
-        text += &format!("missing       {} to hold every copy\n", HumanBytes(plan.missing_capacity_bytes));
-    }
-    for rejected in plan.rejected.iter().take(if all { usize::MAX } else { MOVES_SHOWN }) {
-        text += &format!("not possible  {}: {}\n", rejected.what, rejected.reason);
-    }
-    text
-}
-
-fn eta(range: &EtaRange) -> String {
-    let [low, likely, high] = [range.low, range.likely, range.high].map(out::human_seconds);
-    format!("{likely} ({low} to {high})")
-}
 
 /// `resync …`.
 pub fn resync(session: &Session, command: ResyncCommand) -> anyhow::Result<()> {
@@ -201,31 +140,6 @@ pub fn progress_bar(total: u64) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{PlanMove, PlanTotals};
-    use crate::core::cluster::ResyncClass;
-    use crate::core::ids::{DiskId, PgId, PoolId};
-
-    #[test]
-    fn a_long_plan_is_cut_and_says_so() {
-        let one = |index| PlanMove {
-            pool: "default".into(),
-            pg: PgId { pool: PoolId(1), index },
-            from: (index > 0).then_some(DiskId(1)),
-            to: "d4".into(),
-            bytes: 4 << 20,
-            class: ResyncClass::Rebalance,
-        };
-        let plan = PlanReply {
-            moves: (0..25).map(one).collect(),
-            totals: PlanTotals { moves: 25, bytes: 100 << 20, lower_bound_moves: 25 },
-            ..PlanReply::default()
-        };
-        let text = render_plan(&plan, false);
-        assert!(text.contains("… and 5 more") && text.contains("(new copy)"), "{text}");
-        assert!(text.contains("25 moves, 100 MiB; lower bound 25 moves"), "{text}");
-        assert!(!render_plan(&plan, true).contains("more (--all"));
-        assert!(render_plan(&PlanReply::default(), false).starts_with("nothing would move"));
-    }
 
     #[test]
     fn the_effective_throttle_names_nodes_that_lag() {

@@ -255,8 +255,14 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
         HumanBytes(resync.bytes_left),
         HumanBytes(resync.rate_bytes_per_sec)
     );
-    if let Some(eta) = resync.eta_seconds {
-        line += &format!(", {} to go", out::human_seconds(eta));
+    match (resync.eta_seconds, resync.eta_range_seconds) {
+        (Some(eta), _) if eta < 0.0 => line += ", diverging: guests write more than is copied",
+        (Some(eta), Some(range)) => {
+            let [low, high] = [range.low, range.high].map(out::human_seconds);
+            line += &format!(", {} to go ({low} to {high})", out::human_seconds(eta));
+        }
+        (Some(eta), None) => line += &format!(", {} to go", out::human_seconds(eta)),
+        (None, _) => {}
     }
     if resync.paused {
         line += ", paused";

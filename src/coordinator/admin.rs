@@ -6,10 +6,12 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::owner::{Effect, Owner};
-use super::{whatif, wiring};
+use super::{stop, whatif, wiring};
 use crate::api::calls::{AdminCall, AdminMessage, Answer, CallFailed};
 use crate::api::types::*;
-use crate::core::cluster::command::{Command, Context, ForcePromote, Outcome, PoolSpec, Refusal, RefusalKind};
+use crate::core::cluster::command::{
+    Command, Context, ForcePromote, Liveness, Outcome, PoolSpec, Refusal, RefusalKind,
+};
 use crate::core::cluster::{NodeAdminState, PgConfig, Replica};
 use crate::core::ids::{PgId, PoolId};
 use crate::core::manager::decide::{PgState, state_of};
@@ -42,8 +44,12 @@ impl From<Refusal> for CallFailed {
 impl Owner {
     pub(super) fn handle_admin(&mut self, message: AdminMessage) {
         let AdminMessage { call, reply } = message;
-        if let AdminCall::Plan(request) = call {
-            return self.what_if(request, reply);
+        match call {
+            AdminCall::Plan(request) => {
+                return self.off_turn(reply, move |map, rates| whatif::answer(map, &request, rates));
+            }
+            AdminCall::MapExport => return self.off_turn(reply, |map, _| Ok(whatif::export(&map))),
+            _ => {}
         }
         let answer = self.answer(call);
         self.effects.push(Effect::Answer(reply, answer));
@@ -107,12 +113,13 @@ impl Owner {
                 self.apply(OPERATOR, Command::DeleteVolume { volume: name.clone() })?;
                 json(&Done { message: format!("volume {name} is being deleted; its space returns within moments") })
             }
+            AdminCall::OkToStop(request) => self.ok_to_stop(&request.nodes),
             AdminCall::NodeState(name, request) => self.set_node_state(&name, request.state),
             AdminCall::ResyncSet(request) => self.set_resync(request),
             AdminCall::TokenCreate(request) => self.create_token(&request),
             AdminCall::Join(request) => self.join(request),
             AdminCall::Certificate(request) => self.certify(&request),
-            AdminCall::Plan(_) => Err(CallFailed::new(500, "a plan is answered elsewhere")),
+            AdminCall::Plan(_) | AdminCall::MapExport => Err(CallFailed::new(500, "it is answered elsewhere")),
         }
     }
 
@@ -120,6 +127,17 @@ impl Owner {
         let found = self.node_infos().into_iter().filter(|n| n.name == name || n.id.to_string() == name);
         let unknown = || Refusal::Unknown { what: "node", name: name.to_owned() };
         json(&found.max_by_key(|n| n.id).ok_or_else(unknown)?)
+    }
+
+    fn ok_to_stop(&self, names: &[String]) -> Answer {
+        let map = self.manager.state.map();
+        let mut nodes = std::collections::BTreeSet::new();
+        for name in names {
+            let in_use = |n: &&crate::core::cluster::Node| n.name == *name && n.admin_state != NodeAdminState::Removed;
+            let unknown = || Refusal::Unknown { what: "node", name: name.clone() };
+            nodes.insert(map.nodes.values().find(in_use).ok_or_else(unknown)?.id);
+        }
+        json(&stop::ok_to_stop(map, &|r| self.manager.runtime.is_live(r), &nodes))
     }
 
     fn pool(&self, name: &str) -> Answer {
@@ -344,15 +362,17 @@ impl Owner {
         json(&self.resync_info())
     }
 
-    fn what_if(&mut self, request: PlanRequest, reply: oneshot::Sender<Answer>) {
-        let input =
-            plan::input(self.manager.state.map(), &self.manager.runtime, &self.manager.pg_bytes, self.manager.now);
-        let names = self.manager.state.map().clone();
-        let cap = names.settings.resync.cap_bytes_per_sec;
+    /// Answers from a copy of the map, beside the turn: on a large map this takes seconds.
+    fn off_turn(
+        &mut self,
+        reply: oneshot::Sender<Answer>,
+        make: impl FnOnce(place::ClusterMap, place::Rates) -> Answer + Send + 'static,
+    ) {
+        let map = whatif::named(self.manager.plan_input(), self.manager.state.map());
+        let rates = whatif::rates(self.manager.state.map());
         tokio::task::spawn_blocking(move || {
-            let answer = whatif::answer(input, &names, cap, &request).and_then(|a| json(&a));
             // The client may have hung up.
-            let _ = reply.send(answer);
+            let _ = reply.send(make(map, rates));
         });
     }
 

@@ -132,7 +132,7 @@ pub struct Owner {
     pub(super) events: EventLog,
     pub(super) facts: Facts,
     pub(super) conns: BTreeMap<ConnId, Conn>,
-    pub(super) rate: super::view::RateWindow,
+    pub(super) progress: super::progress::Progress,
     pub(super) effects: Vec<Effect>,
     pub(super) batch: Batch,
     pub(super) store: Arc<dyn MetaStore>,
@@ -166,7 +166,7 @@ impl Owner {
             events,
             facts,
             conns: BTreeMap::new(),
-            rate: super::view::RateWindow::default(),
+            progress: super::progress::Progress::default(),
             effects: Vec::new(),
             batch: Batch::default(),
             store,
@@ -297,7 +297,9 @@ impl Owner {
         for purge in due {
             self.effects.push(Effect::Send(purge.conn, wiring::purge(purge.pg, purge.disk, purge.up_to)));
         }
-        self.rate.sample(self.manager.now, self.totals.bytes_done());
+        let left = self.left();
+        let job = self.manager.planning.job.id;
+        self.progress.sample(self.manager.now, self.totals.bytes_done(), &left, job);
         self.show_metrics();
     }
 

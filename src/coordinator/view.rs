@@ -1,9 +1,9 @@
 //! What people and scripts see: status, health and lists, computed from the map and the observations.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::owner::{Figures, Owner};
+use super::progress::Left;
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
 use crate::core::cluster::{DiskAdminState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
@@ -13,40 +13,14 @@ use crate::core::manager::force::disk_on_node;
 use crate::core::manager::plan::{FULL_RATIO, NEAR_FULL_RATIO};
 use crate::core::manager::runtime::Life;
 use crate::core::replica::StallReason;
-use crate::core::units::{HumanBytes, Instant};
+use crate::core::units::HumanBytes;
 use crate::wire::control::SessionStats;
-
-/// A rate is the mean over this.
-const RATE_WINDOW: Duration = Duration::from_secs(5);
 
 /// Below this cap a learner may wait for its throttle longer than a session without progress counts as stalled: what is on
 /// the way of one (4 MiB) takes more than 4 s.
 const SLOW_CAP_BYTES_PER_SEC: u64 = 1 << 20;
 /// Stalled copies that health names.
 const STALLS_SHOWN: usize = 5;
-
-/// Samples of a counter that never falls, for its rate over the last seconds.
-#[derive(Debug, Default)]
-pub struct RateWindow {
-    samples: VecDeque<(Instant, u64)>,
-}
-
-impl RateWindow {
-    /// One sample a second or so.
-    pub fn sample(&mut self, now: Instant, value: u64) {
-        self.samples.push_back((now, value));
-        while self.samples.len() > 2 && self.samples.front().is_some_and(|(at, _)| now.since(*at) > RATE_WINDOW) {
-            self.samples.pop_front();
-        }
-    }
-
-    /// Per second.
-    pub fn per_sec(&self) -> u64 {
-        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else { return 0 };
-        let seconds = last.0.since(first.0).as_secs_f64();
-        if seconds < 0.5 { 0 } else { ((last.1 - first.1) as f64 / seconds) as u64 }
-    }
-}
 
 /// Members and primaries of a disk.
 type Loads = BTreeMap<DiskId, (u64, u64)>;
@@ -333,17 +307,39 @@ impl Owner {
         })
     }
 
+    /// What is left to copy, by disk.
+    pub(super) fn left(&self) -> Left {
+        self.left_of(&self.sessions())
+    }
+
+    fn left_of(&self, sessions: &[SessionInfo]) -> Left {
+        let mut left = Left::default();
+        let mut active = BTreeSet::new();
+        for s in sessions {
+            left.add(Some(s.from), s.to, s.bytes_total.saturating_sub(s.bytes_done), true);
+            active.insert((s.pg.as_str(), s.to));
+        }
+        for m in &self.manager.planning.job.moves {
+            if !active.contains(&(m.pg.to_string().as_str(), m.to)) {
+                let config = self.manager.state.map().pgs.get(&m.pg);
+                left.add(config.and_then(|c| c.primary()).map(|p| p.disk), m.to, m.bytes, false);
+            }
+        }
+        left
+    }
+
     fn resync_status(&self) -> ResyncStatus {
         let map = self.manager.state.map();
         let sessions = self.sessions();
         let active: BTreeSet<(String, DiskId)> = sessions.iter().map(|s| (s.pg.clone(), s.to)).collect();
         let waiting: Vec<_> =
             self.manager.planning.job.moves.iter().filter(|m| !active.contains(&(m.pg.to_string(), m.to))).collect();
-        let left: u64 = sessions.iter().map(|s| s.bytes_total - s.bytes_done).sum::<u64>()
-            + waiting.iter().map(|m| m.bytes).sum::<u64>();
+        let to_do = self.left_of(&sessions);
+        let left = to_do.bytes();
         let done: u64 = sessions.iter().map(|s| s.bytes_done).sum::<u64>() + self.manager.planning.job.bytes_finished;
         let idle = sessions.is_empty() && waiting.is_empty();
-        let rate = self.rate.per_sec();
+        let rate = self.progress.per_sec();
+        let eta = self.progress.eta(&to_do).filter(|_| !idle);
         let mut limits: BTreeMap<&str, usize> = BTreeMap::new();
         for s in &sessions {
             *limits.entry(s.limited_by.as_str()).or_default() += 1;
@@ -362,7 +358,8 @@ impl Owner {
             bytes_done: self.totals.bytes_done(),
             bytes_left: left,
             rate_bytes_per_sec: rate,
-            eta_seconds: (!idle && rate > 0).then(|| left as f64 / rate as f64),
+            eta_seconds: eta.map(|e| e.likely),
+            eta_range_seconds: eta,
             limited_by: limited_by.to_owned(),
             cap_bytes_per_sec: map.settings.resync.cap_bytes_per_sec,
             paused: map.settings.resync.paused,

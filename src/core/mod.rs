@@ -12,5 +12,6 @@ pub mod moves;
 pub mod placement;
 pub mod replica;
 pub mod router;
+pub mod simulate;
 pub mod throttle;
 pub mod units;

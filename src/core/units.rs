@@ -88,6 +88,32 @@ pub fn parse_bytes_per_sec(text: &str) -> Result<u64, ParseUnit> {
     parse_bytes(text.trim().strip_suffix("/s").unwrap_or(text))
 }
 
+/// A text that is not a time.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is not a time: write a number with s, m, h or d, as in 10m or 1.5h")]
+pub struct ParseTime(pub String);
+
+/// Parses a time into seconds: `90`, `90s`, `10m`, `1.5h`, `2d`; up to 100 years.
+///
+/// # Errors
+/// The text is no number with a known unit, or is out of range.
+pub fn parse_seconds_of(text: &str) -> Result<f64, ParseTime> {
+    let t = text.trim();
+    let wrong = || ParseTime(text.to_owned());
+    let split = t.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(t.len());
+    let (number, unit) = t.split_at(split);
+    let factor = match unit.trim() {
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        _ => return Err(wrong()),
+    };
+    let seconds = number.parse::<f64>().map_err(|_| wrong())? * factor;
+    const CENTURY: f64 = 100.0 * 365.25 * 86_400.0;
+    if (0.0..=CENTURY).contains(&seconds) { Ok(seconds) } else { Err(wrong()) }
+}
+
 /// Shows bytes with a binary unit and up to one decimal: `1.5 GiB`.
 #[derive(Clone, Copy, Debug)]
 pub struct HumanBytes(pub u64);
@@ -125,6 +151,17 @@ mod tests {
         }
         for bad in ["-1", "16EiB", "99999999TiB", "9223372036854775808"] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_parse() {
+        assert_eq!(
+            ["90", "0s", "10m", "1.5h", "2d"].map(|t| parse_seconds_of(t).unwrap()),
+            [90.0, 0.0, 600.0, 5400.0, 172_800.0]
+        );
+        for bad in ["", "x", "5x", "-1s", "1e9d", "99999999d"] {
+            assert!(parse_seconds_of(bad).is_err(), "{bad}");
         }
     }
 

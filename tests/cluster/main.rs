@@ -104,6 +104,7 @@ const TESTS: &[Test] = tests! {
     LONG partitions::a_primary_that_only_its_gateway_reaches;
     LONG partitions::the_coordinator_cut_off;
     LONG partitions::a_cut_one_way;
+    LONG partitions::lost_packets_remove_nobody;
     LONG overlaps::a_node_restarts_in_a_loop_during_a_rebalance;
     LONG overlaps::a_second_node_dies_during_the_repair;
     LONG overlaps::a_join_and_a_drain_while_a_node_is_down;

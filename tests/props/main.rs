@@ -6,6 +6,7 @@
 mod flow;
 mod placement;
 mod placement_oracle;
+mod simulate;
 
 use proptest::test_runner::{Config, RngSeed};
 

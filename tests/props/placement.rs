@@ -285,7 +285,7 @@ fn judge_primaries(input: &Input, p: &Plan) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(crate::config(300))]
+    #![proptest_config(crate::config(1000))]
 
     #[test]
     fn every_plan_of_a_life_is_sound(c in cluster()) {

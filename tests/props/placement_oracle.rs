@@ -115,7 +115,7 @@ impl BruteForce<'_> {
 }
 
 proptest! {
-    #![proptest_config(crate::config(300))]
+    #![proptest_config(crate::config(1000))]
 
     #[test]
     fn no_search_finds_fewer_moves(

@@ -6,6 +6,7 @@
 //! Non-goals: doing anything. This module only describes and parses; `cli::run` acts.
 
 mod daemons;
+mod planning;
 
 use std::path::PathBuf;
 
@@ -18,7 +19,10 @@ pub use daemons::{
     CoordinatorCommand, CoordinatorRunArgs, DemoArgs, DevArgs, DevCommand, DevRunArgs, DevSignal, GatewayArgs,
     InitArgs, NodeRunArgs,
 };
+pub use planning::{MetaCommand, PlanArgs, SimulateArgs};
+
 use daemons::{DEMO_EXAMPLES, DEV_EXAMPLES, GATEWAY_EXAMPLES, NODE_RUN_EXAMPLES};
+use planning::{PLAN_EXAMPLES, SIMULATE_EXAMPLES};
 
 const TOP_EXAMPLES: &str = "\
 Examples:
@@ -69,6 +73,8 @@ pub enum OutputFormat {
     #[default]
     Table,
     Json,
+    /// Rows for a spreadsheet; `simulate` alone has them
+    Csv,
 }
 
 /// How the log is written.
@@ -125,6 +131,12 @@ pub enum Command {
     /// What would move, how much and how long; changes nothing
     #[command(after_help = PLAN_EXAMPLES)]
     Plan(PlanArgs),
+    /// How a cluster of a map file gets through losses, joins and drains, and when; needs no cluster
+    #[command(after_help = SIMULATE_EXAMPLES)]
+    Simulate(SimulateArgs),
+    /// The cluster map as a file
+    #[command(subcommand)]
+    Meta(MetaCommand),
     /// Background copies: watch, limit, pause
     #[command(subcommand)]
     Resync(ResyncCommand),
@@ -148,13 +160,6 @@ pub enum Command {
     },
 }
 
-const PLAN_EXAMPLES: &str = "\
-Examples:
-  evenkeel plan                                what the cluster wants to do now
-  evenkeel plan --remove-node n3
-  evenkeel plan --add-node name=n9,zone=z2,rack=r1,disks=4x6TiB:ssd
-  evenkeel plan --replicas default=2";
-
 /// `node …`.
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
@@ -171,6 +176,12 @@ pub enum NodeCommand {
     Undrain { name: String },
     /// Say that a node is down on purpose, so that nothing is re-replicated (`undrain` ends it)
     Maintenance { name: String },
+    /// Whether nodes may be stopped together without a placement group losing service; exit 1 if not
+    #[command(name = "ok-to-stop", after_help = "Example:\n  evenkeel node ok-to-stop n1 n2 && ssh n1 reboot")]
+    OkToStop {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
     /// Remove a node for good; its replicas are made anew elsewhere
     Remove {
         name: String,
@@ -398,23 +409,6 @@ pub enum VolumeCommand {
     },
 }
 
-/// `plan`.
-#[derive(Clone, Debug, Args)]
-pub struct PlanArgs {
-    /// What if this node came: name=n9,zone=z2,rack=r1,disks=4x6TiB:ssd
-    #[arg(long, value_name = "SPEC")]
-    pub add_node: Vec<String>,
-    /// What if this node went
-    #[arg(long, value_name = "NAME")]
-    pub remove_node: Vec<String>,
-    /// What if this pool had N copies: POOL=N
-    #[arg(long, value_name = "POOL=N")]
-    pub replicas: Vec<String>,
-    /// Show every move, not the first 20
-    #[arg(long)]
-    pub all: bool,
-}
-
 /// `resync …`.
 #[derive(Debug, Subcommand)]
 pub enum ResyncCommand {
@@ -537,6 +531,7 @@ mod tests {
             "evenkeel events --after 3",
             "evenkeel node list",
             "evenkeel node remove n1 --yes",
+            "evenkeel node ok-to-stop n1 n2",
             "evenkeel pg show 1.17",
             "evenkeel pool create p --replicas 2 --failure-domain rack",
             "evenkeel pool set default --replicas 3",
@@ -545,6 +540,10 @@ mod tests {
             "evenkeel volume set v --priority -3",
             "evenkeel volume hash v w",
             "evenkeel plan --add-node name=n9,disks=1x1TiB --remove-node n1 --replicas default=2",
+            "evenkeel plan --map m.json --failure-domain default=rack --write-map o.json --foreground-share 0.3",
+            "evenkeel simulate --map m.json --at 0s lose-node:n3 --at 10m add-node:name=n9,disks=1x1TiB -o csv",
+            "evenkeel simulate --map m.json --disk-rate 150MiB/s --foreground-share 0.5 --until balanced",
+            "evenkeel meta export",
             "evenkeel resync set --cap 20MiB/s",
             "evenkeel resync set --cap none --target-p99-us 0",
             "evenkeel token create",
@@ -567,6 +566,7 @@ mod tests {
             "evenkeel dev kill-node --dir D n1 --signal HUP",
             "evenkeel gateway --volume v --socket s --listen 127.0.0.1:1",
             "evenkeel wait",
+            "evenkeel node ok-to-stop",
             "evenkeel wait clean --timeout -1",
             "evenkeel pool set default",
             "evenkeel pool create p --failure-domain moon",
@@ -576,6 +576,10 @@ mod tests {
             "evenkeel resync set --cap quick",
             "evenkeel resync set --target-inflation 0.5",
             "evenkeel hash",
+            "evenkeel plan --foreground-share 1.5",
+            "evenkeel simulate --map m.json --at 0s",
+            "evenkeel simulate --map m.json --until later",
+            "evenkeel simulate --map m.json --grace 5x",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

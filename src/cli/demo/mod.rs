@@ -311,7 +311,8 @@ impl Demo {
             if job.moved_bytes > 0 {
                 first_byte.get_or_insert_with(Instant::now);
             }
-            if let (None, Some(eta), 1..) = (first_eta, status.resync.eta_seconds, status.resync.active_moves) {
+            let is_under_way = job.moved_bytes * 10 >= expected.max(job.moved_bytes + status.resync.bytes_left);
+            if let (None, Some(eta), true) = (first_eta, status.resync.eta_seconds, is_under_way) {
                 first_eta = Some((eta, Instant::now()));
             }
             let missing = missing_for(WaitFor::Clean, &status);

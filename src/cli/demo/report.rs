@@ -20,7 +20,7 @@ pub struct Job {
     pub took: Duration,
     /// From the first byte until the cluster was clean.
     pub copying: Duration,
-    /// The first ETA that the status gave, and how long it then took.
+    /// The ETA that the status gave when a tenth was there, and how long it then took.
     pub eta_and_actual: Option<(f64, Duration)>,
 }
 
@@ -93,7 +93,7 @@ impl Outcome {
         row("lower bound", &|j| bytes(j.lower_bound()));
         row("moved", &|j| bytes(Some(j.moved_bytes)));
         row("rate", &|j| j.rate_mb());
-        row("ETA first given", &|j| j.eta_and_actual.map_or("—".to_owned(), |(eta, _)| human_seconds(eta)));
+        row("ETA told at 10 %", &|j| j.eta_and_actual.map_or("—".to_owned(), |(eta, _)| human_seconds(eta)));
         row("actual from then", &|j| {
             j.eta_and_actual.map_or("—".to_owned(), |(_, actual)| human_seconds(actual.as_secs_f64()))
         });
@@ -126,7 +126,7 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::PlanTotals;
+    use crate::core::placement::Totals as PlanTotals;
 
     #[test]
     fn the_table_holds_every_figure() {

@@ -22,6 +22,8 @@ const CATCH_UPS_PER_DISK: usize = 16;
 pub struct Counts {
     /// Primaries on a disk.
     pub primaries: BTreeMap<DiskId, usize>,
+    /// Of them, of PGs that lack a copy: what the disk will read for repairs.
+    short: BTreeMap<DiskId, usize>,
     /// Learners that read from a disk.
     sources: BTreeMap<DiskId, usize>,
     /// Learners on a disk.
@@ -40,6 +42,17 @@ impl Counts {
             }
         }
         counts
+    }
+
+    /// Counts the PGs that lack a copy too.
+    pub fn with_short(mut self, map: &ClusterMap, runtime: &Runtime) -> Self {
+        for config in map.pgs.values() {
+            let is_short = config.members.iter().any(|m| !runtime.is_live(*m));
+            if let Some(primary) = config.primary().filter(|_| is_short) {
+                *self.short.entry(primary.disk).or_default() += 1;
+            }
+        }
+        self
     }
 
     fn learner(&mut self, source: DiskId, target: DiskId) {
@@ -70,7 +83,8 @@ pub fn decide(map: &ClusterMap, runtime: &Runtime, config: &PgConfig, counts: &m
 }
 
 /// A primary that doesn't answer, lost its copy, or can't be reached by a gateway that others have no trouble with (R8)
-/// is followed by the live member with the fewest primaries.
+/// is followed by the live member that leads the fewest PGs with a copy missing, then the fewest at all: it has least to read
+/// for repairs, which are as fast as the disk that reads most.
 fn promote(runtime: &Runtime, config: &PgConfig, pool: &Pool, counts: &mut Counts) -> Option<Command> {
     let primary = config.primary()?;
     let live = runtime.is_live(primary);
@@ -78,7 +92,8 @@ fn promote(runtime: &Runtime, config: &PgConfig, pool: &Pool, counts: &mut Count
     if !runtime.is_settled() || (runtime.may_serve(config, primary) && !cut_off(primary)) {
         return None;
     }
-    let fewest = |r: &Replica| (counts.primaries.get(&r.disk).copied().unwrap_or(0), r.disk);
+    let count = |of: &BTreeMap<DiskId, usize>, r: &Replica| of.get(&r.disk).copied().unwrap_or(0);
+    let fewest = |r: &Replica| (count(&counts.short, r), count(&counts.primaries, r), r.disk);
     let fit = |r: &Replica| *r != primary && runtime.may_serve(config, *r) && !cut_off(*r);
     let next = config.members.iter().copied().filter(fit).min_by_key(fewest)?;
     let mut members = vec![next];
@@ -88,6 +103,7 @@ fn promote(runtime: &Runtime, config: &PgConfig, pool: &Pool, counts: &mut Count
         members.push(primary);
     }
     *counts.primaries.entry(next.disk).or_default() += 1;
+    *counts.short.entry(next.disk).or_default() += usize::from(!live);
     Some(Command::Promote { pg: config.pg, base: config.generation, members })
 }
 
@@ -110,8 +126,9 @@ fn recover(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> Option<Com
             None => (config.generation.n == 1).then(Default::default),
         }
     };
-    let best = returned.iter().filter_map(|r| Some((mark(r)?, std::cmp::Reverse(r.disk), *r))).max()?;
-    let truth = best.2;
+    // Of equal ones the primary, and the one that would be next: so primaries stay as even as they were.
+    let ranked = returned.iter().enumerate().filter_map(|(i, r)| Some((mark(r)?, std::cmp::Reverse(i), *r)));
+    let truth = ranked.max()?.2;
     if config.learners.iter().any(|l| l.replica == truth) {
         // What is known of it may be from before it began to learn, when it marked itself incomplete (R19): it says anew what
         // it has once it doesn't learn any more.

@@ -158,6 +158,10 @@ fn all_restarted() {
         None,
         "a recorded boot lives"
     );
+    map.pgs.get_mut(&PG).unwrap().members.rotate_left(1);
+    let equal = [(1, 2, mark(5, 1)), (2, 2, mark(5, 1)), (3, 2, mark(5, 1))];
+    assert_eq!(truth(&map, &equal), Some((2, 2)), "of equal ones the primary");
+    map.pgs.get_mut(&PG).unwrap().members.rotate_right(1);
     map.disks.get_mut(&DiskId(3)).unwrap().admin_state = DiskAdminState::Failed;
     assert_eq!(truth(&map, &[(1, 2, mark(5, 1)), (2, 2, mark(5, 9))]), Some((2, 1)), "declared failed, not waited for");
     map.pgs.get_mut(&PG).unwrap().generation.n = 1;
@@ -275,6 +279,29 @@ fn silence_is_judged_by_both_sides() {
         "those who stay silent are"
     );
     assert_eq!(runtime.nodes[&NodeId(2)].life, Life::Down);
+}
+
+/// What a real partition found: the node that came back first was taken for the only one left, and led everything.
+#[test]
+fn a_coordinator_that_heard_nobody_waits_for_all() {
+    let map = map();
+    let all = [(1, 1, FULL), (2, 1, FULL), (3, 1, FULL), (4, 1, None), (5, 1, None)];
+    let mut runtime = settled(&map, &all);
+    assert_eq!(runtime.judge(&map, later(5000)).len(), 5, "all are silent");
+    assert_eq!(runtime.judge(&map, later(9000)), []);
+    runtime.now = later(9100);
+    register(&mut runtime, 2, 1, FULL, false);
+    runtime.judge(&map, later(9100));
+    assert_eq!(decided(&map, &runtime), [], "the primary may be about to come back, too");
+    runtime.now = later(9500);
+    register(&mut runtime, 1, 1, FULL, false);
+    runtime.judge(&map, later(9500));
+    assert_eq!(decided(&map, &runtime), []);
+    // Those that stay away are dead in the end.
+    let end = later(9200) + crate::core::manager::runtime::SETTLE;
+    runtime.handle_node_heartbeat(NodeId(2), ConnId(201), &[], end);
+    runtime.judge(&map, end);
+    assert!(matches!(decided(&map, &runtime).first(), Some(Command::Promote { .. })));
 }
 
 #[test]

@@ -388,7 +388,7 @@ impl Manager {
         self.pgs_dirty = false;
         self.passed_at = self.now;
         let map = self.state.map();
-        let mut counts = Counts::of(map);
+        let mut counts = Counts::of(map).with_short(map, &self.runtime);
         let mut commands = Vec::new();
         for config in map.pgs.values() {
             let wanted = map.pools.get(&config.pg.pool).map_or(0, |p| p.replicas as usize);
@@ -459,8 +459,9 @@ impl Manager {
     /// The planner is done.
     pub fn handle_planned(&mut self, plan: place::Plan) {
         let (moves, bytes) = (plan.totals.moves, plan.totals.bytes);
+        let id = self.planning.job.id + 1;
         if moves > 0 {
-            self.tell("plan", COORDINATOR, format!("A new plan has {moves} moves of {bytes} bytes."));
+            self.tell("plan", COORDINATOR, format!("Plan {id} has {moves} moves of {bytes} bytes."));
         }
         for drop in self.planning.handle_planned(self.state.map(), plan) {
             self.apply_quietly(drop);

@@ -50,6 +50,8 @@ pub struct JobMove {
 /// A frozen plan and its progress.
 #[derive(Clone, Debug, Default)]
 pub struct Job {
+    /// Rises with each plan of this coordinator's process.
+    pub id: u64,
     /// What is still wanted, running moves included.
     pub moves: Vec<JobMove>,
     /// Who should be primary where.
@@ -119,6 +121,7 @@ impl Planning {
             }
         }
         self.job = Job {
+            id: self.job.id + 1,
             bytes_finished: 0,
             primaries: plan.target.iter().filter_map(|r| Some((r.pg, *r.disks.first()?))).collect(),
             moves,
@@ -166,15 +169,19 @@ impl Planning {
             return Vec::new();
         }
         let planned = self.targets();
+        let node_of = |disk: DiskId| map.disks.get(&disk).map_or(NodeId(0), |d| d.node);
         let running: Vec<(PgId, Learner, Running)> = map
             .pgs
             .values()
             .flat_map(|c| c.learners.iter().map(move |l| (c, l)))
             .map(|(c, l)| {
+                let source = c.primary().unwrap_or_default().disk;
                 let wanted = Wanted {
                     pg: c.pg,
-                    source: c.primary().unwrap_or_default().disk,
+                    source,
+                    source_node: node_of(source),
                     target: l.replica.disk,
+                    target_node: node_of(l.replica.disk),
                     bytes: bytes.get(&c.pg).copied().unwrap_or(0),
                     class: l.class,
                 };
@@ -187,7 +194,16 @@ impl Planning {
         for m in &self.job.moves {
             let Some((learner, source)) = startable(map, runtime, m, grace, now) else { continue };
             let size = bytes.get(&m.pg).copied().unwrap_or(m.bytes);
-            wanted.push(Wanted { pg: m.pg, source, target: m.to, bytes: size, class: learner.class });
+            let (source_node, target_node) = (node_of(source), node_of(m.to));
+            wanted.push(Wanted {
+                pg: m.pg,
+                source,
+                source_node,
+                target: m.to,
+                target_node,
+                bytes: size,
+                class: learner.class,
+            });
             learners.push(learner);
         }
         let busy: Vec<Running> = running.iter().map(|r| r.2).collect();
@@ -236,17 +252,7 @@ impl Planning {
 }
 
 fn job_move(m: &place::Move) -> JobMove {
-    JobMove { pg: m.pg, from: m.from, to: m.to, bytes: m.bytes, class: class_of(m.class) }
-}
-
-/// The planner's class as the map has it.
-pub fn class_of(class: place::MoveClass) -> ResyncClass {
-    match class {
-        place::MoveClass::RepairCritical => ResyncClass::RepairCritical,
-        place::MoveClass::Repair => ResyncClass::Repair,
-        place::MoveClass::Drain => ResyncClass::Drain,
-        place::MoveClass::Rebalance => ResyncClass::Rebalance,
-    }
+    JobMove { pg: m.pg, from: m.from, to: m.to, bytes: m.bytes, class: m.class.into() }
 }
 
 /// True for a repair of a PG that is whole: a copy that began under the plan before, or a catch-up, came first.

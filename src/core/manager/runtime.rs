@@ -4,7 +4,8 @@
 //!
 //! A node is `Up` while it is heard, `Suspect` after [`SUSPECT_AFTER`], `Down` after [`DOWN_AFTER`] of silence, sooner if
 //! a gateway or another node can't reach it either (R8), and at once if its link ended by the process's own end.
-//! A coordinator that has just started, or was itself frozen, judges nobody until everyone had time to be heard.
+//! A coordinator that has just started, was itself frozen, or heard nobody at all, judges nobody until everyone had time to be
+//! heard.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -143,6 +144,8 @@ pub struct Runtime {
     pub limits: Limits,
     /// When this coordinator started.
     pub started: Instant,
+    /// At the last look every node was silent.
+    heard_nobody: bool,
     /// Nobody is judged before.
     pub judge_from: Instant,
     /// As of the last judgement.
@@ -175,6 +178,7 @@ impl Runtime {
         Runtime {
             limits,
             started: now,
+            heard_nobody: false,
             judge_from: now + limits.settle,
             now,
             nodes: BTreeMap::new(),
@@ -304,6 +308,12 @@ impl Runtime {
         self.accusations.retain(|_, (_, last)| now.since(*last) < ACCUSATION_KEPT);
         self.flaps.retain(|_, (_, last)| now.since(*last) < FLAP_KEPT);
         let mut out = Vec::new();
+        let Limits { suspect_after, down_after, settle } = self.limits;
+        let is_heard = |v: &NodeView| v.life == Life::Up || (v.conn.is_some() && now.since(v.heard) < suspect_after);
+        if self.heard_nobody && self.nodes.values().any(is_heard) {
+            // It was this coordinator that was cut off. Who comes back first is not the only one left.
+            self.judge_from = self.judge_from.max(now + settle);
+        }
         let settled = now >= self.judge_from;
         if settled {
             // Nodes that have not come back since this coordinator started are lost since then.
@@ -313,7 +323,6 @@ impl Runtime {
             }
         }
         let accused = self.unreachable_nodes(now);
-        let Limits { suspect_after, down_after, .. } = self.limits;
         for (node, view) in &mut self.nodes {
             if !view.registered {
                 continue;
@@ -334,6 +343,7 @@ impl Runtime {
                 }
             }
         }
+        self.heard_nobody = !self.nodes.is_empty() && self.nodes.values().all(|v| v.life == Life::Down);
         out
     }
 

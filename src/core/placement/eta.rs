@@ -1,19 +1,18 @@
-//! How long a plan takes: the busiest disk or link's bytes over its allowed rate, per phase, as a range.
+//! How long copies take: the busiest disk or link's bytes over its allowed rate, per phase, as a range.
 //!
-//! Every copy is written once on its target and read once from a live replica; several sources are used at once, so
-//! reads spread over all of them. `low` is the busiest part alone at the full rate; `likely` lets reads and writes
-//! meet on one disk; `high` reads each PG from one source only and adds slots that idle at the end. Units: bytes and
-//! seconds. A negative value says "diverging": the backlog grows faster than it is worked off.
+//! A copy is read once, from its PG's primary, and written once, on its target; reads and writes of a disk are limited
+//! apart, as the throttle does. `low` is the busiest part alone; `likely` adds that its copies don't follow each other
+//! without a gap; `high` adds that the last ones meet on one disk. Units: bytes and seconds. A negative value says
+//! "diverging": the backlog grows faster than it is worked off, by so much that undoing it would take that long.
 
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::model::{Input, MoveClass, Plan};
+use super::model::{Input, Plan};
 use crate::core::ids::{DiskId, NodeId, PgId};
 
-/// Part of the range by which copies end later than the busiest disk's bytes say: slots refill with a delay and the
-/// last PGs of a disk don't overlap.
+/// Part of the busiest disk's time that is lost between copies: its other ends are busy too.
 const LIKELY_SLACK: f64 = 1.05;
 /// The same for the pessimistic end.
 const HIGH_SLACK: f64 = 1.25;
@@ -48,6 +47,21 @@ impl Default for Rates {
     }
 }
 
+impl Rates {
+    /// What resync may read from a disk, and write to it, per second.
+    pub fn of_disk(&self, disk: DiskId) -> f64 {
+        let rate = *self.disk_overrides_bytes_per_sec.get(&disk).unwrap_or(&self.disk_bytes_per_sec);
+        rate as f64 * self.free()
+    }
+    /// What resync may send and receive over a node's link, per second each.
+    pub fn of_link(&self) -> f64 {
+        self.node_bytes_per_sec as f64 * self.free()
+    }
+    fn free(&self) -> f64 {
+        1.0 - self.foreground_share.clamp(0.0, 1.0)
+    }
+}
+
 /// A range of seconds from now. Negative: diverging.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Span {
@@ -75,12 +89,26 @@ pub struct Eta {
     pub balanced: Span,
 }
 
-/// Bytes on one disk or link.
+/// A copy that is still to be made, or the rest of one.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct CopyLeft {
+    /// The disk that it is read from; none if that isn't known.
+    pub source: Option<DiskId>,
+    /// The disk that it comes to.
+    pub target: DiskId,
+    /// What is left.
+    pub bytes: f64,
+    /// It restores a copy.
+    pub is_repair: bool,
+}
+
+/// What one disk or link has to do.
 #[derive(Clone, Copy, Default)]
 struct Load {
     read: f64,
-    read_one: f64,
     write: f64,
+    /// The largest single copy.
+    largest: f64,
 }
 
 /// Estimates how long `plan`, made for `input`, takes at `rates`.
@@ -88,70 +116,79 @@ pub fn eta(input: &Input, plan: &Plan, rates: &Rates) -> Eta {
     let states: HashMap<DiskId, (NodeId, bool)> =
         input.topology.disks.iter().map(|d| (d.id, (d.node, d.state.is_live()))).collect();
     let wanted: std::collections::HashSet<PgId> = plan.moves.iter().map(|m| m.pg).collect();
-    let rows: HashMap<PgId, &[DiskId]> =
-        input.current.iter().filter(|r| wanted.contains(&r.pg)).map(|r| (r.pg, r.disks.as_slice())).collect();
-    let phase = |keep: &dyn Fn(MoveClass) -> bool| -> Span {
-        let mut disks: HashMap<DiskId, Load> = HashMap::new();
-        let mut nodes: HashMap<NodeId, Load> = HashMap::new();
-        for m in plan.moves.iter().filter(|m| keep(m.class)) {
-            let bytes = m.bytes as f64;
-            disks.entry(m.to).or_default().write += bytes;
-            if let Some((node, _)) = states.get(&m.to) {
-                nodes.entry(*node).or_default().write += bytes;
-            }
-            let row = rows.get(&m.pg).copied().unwrap_or_default();
-            let live: Vec<DiskId> = row.iter().copied().filter(|d| states.get(d).is_some_and(|s| s.1)).collect();
-            for (i, d) in live.iter().enumerate() {
-                let one = if i == 0 { bytes } else { 0.0 };
-                let part = bytes / live.len() as f64;
-                for load in [disks.entry(*d).or_default(), nodes.entry(states[d].0).or_default()] {
-                    load.read += part;
-                    load.read_one += one;
-                }
-            }
-        }
-        let free = 1.0 - rates.foreground_share.clamp(0.0, 1.0);
-        let mut span = Span::default();
-        for (d, load) in &disks {
-            let rate = *rates.disk_overrides_bytes_per_sec.get(d).unwrap_or(&rates.disk_bytes_per_sec) as f64;
-            widen(&mut span, load, rate * free - rates.backlog_growth_bytes_per_sec, true);
-        }
-        for load in nodes.values() {
-            widen(&mut span, load, rates.node_bytes_per_sec as f64 * free, false);
-        }
-        span
-    };
-    let redundant = phase(&|c| c <= MoveClass::Repair);
-    let after = phase(&|c| c > MoveClass::Repair);
-    let all = phase(&|_| true);
-    let sum = |a: f64, b: f64| if a < 0.0 || b < 0.0 { a.min(b) } else { a + b };
+    let live = |d: &&DiskId| states.get(d).is_some_and(|s| s.1);
+    let rows = input.current.iter().filter(|r| wanted.contains(&r.pg));
+    let sources: HashMap<PgId, DiskId> = rows.filter_map(|r| Some((r.pg, *r.disks.iter().find(live)?))).collect();
+    let copies: Vec<CopyLeft> = plan
+        .moves
+        .iter()
+        .map(|m| CopyLeft {
+            source: sources.get(&m.pg).copied(),
+            target: m.to,
+            bytes: m.bytes as f64,
+            is_repair: m.class.is_repair(),
+        })
+        .collect();
+    eta_of(&copies, &|d| states.get(&d).map(|s| s.0), rates)
+}
+
+/// Estimates how long copies take at `rates`; repairs go first.
+pub fn eta_of(copies: &[CopyLeft], node_of: &dyn Fn(DiskId) -> Option<NodeId>, rates: &Rates) -> Eta {
+    let redundant = phase(copies.iter().filter(|c| c.is_repair), node_of, rates);
+    let all = phase(copies.iter(), node_of, rates);
+    let after = |a: f64, b: f64| if a < 0.0 || b < 0.0 { a.min(b) } else { a.max(b) };
     let balanced = Span {
-        low: if all.low < 0.0 { all.low } else { all.low.max(redundant.low) },
-        likely: sum(redundant.likely, after.likely),
-        high: sum(redundant.high, after.high),
+        low: after(redundant.low, all.low),
+        likely: after(redundant.likely, all.likely),
+        high: after(redundant.high, all.high),
     };
     Eta { redundant, balanced }
 }
 
-/// Takes one disk or link into the phase's range.
-fn widen(span: &mut Span, load: &Load, rate: f64, is_disk: bool) {
-    let both =
-        |read: f64| if is_disk { load.write.max(read) + 0.1 * load.write.min(read) } else { load.write.max(read) };
-    let parts = [
-        (load.write.max(load.read), &mut span.low),
-        (both(load.read) * LIKELY_SLACK, &mut span.likely),
-        (both(load.read_one.max(load.read)) * HIGH_SLACK, &mut span.high),
-    ];
-    for (bytes, worst) in parts {
+fn phase<'a>(
+    copies: impl Iterator<Item = &'a CopyLeft>,
+    node_of: &dyn Fn(DiskId) -> Option<NodeId>,
+    rates: &Rates,
+) -> Span {
+    let mut disks: HashMap<DiskId, Load> = HashMap::new();
+    let mut nodes: HashMap<NodeId, Load> = HashMap::new();
+    for c in copies.filter(|c| c.bytes > 0.0) {
+        let mut add = |disk: DiskId, read: f64, write: f64| {
+            let disk_load = disks.entry(disk).or_default();
+            (disk_load.read, disk_load.write) = (disk_load.read + read, disk_load.write + write);
+            disk_load.largest = disk_load.largest.max(c.bytes);
+            if let Some(node) = node_of(disk) {
+                let link = nodes.entry(node).or_default();
+                (link.read, link.write) = (link.read + read, link.write + write);
+            }
+        };
+        add(c.target, 0.0, c.bytes);
+        c.source.into_iter().for_each(|s| add(s, c.bytes, 0.0));
+    }
+    let mut span = Span::default();
+    for (d, load) in &disks {
+        span.widen(load, rates.of_disk(*d) - rates.backlog_growth_bytes_per_sec);
+    }
+    nodes.values().for_each(|load| span.widen(load, rates.of_link()));
+    span
+}
+
+impl Span {
+    /// Takes one disk or link into the range.
+    fn widen(&mut self, load: &Load, rate: f64) {
+        let bytes = load.read.max(load.write);
         if bytes <= 0.0 {
-            continue;
+            return;
         }
-        let seconds = if rate.abs() < RATE_MIN { bytes / RATE_MIN } else { bytes / rate };
-        // Once one part diverges, the phase does.
-        if *worst >= 0.0 {
-            *worst = if seconds < 0.0 { seconds } else { worst.max(seconds) };
-        } else {
-            *worst = worst.min(seconds);
+        let seconds = |bytes: f64| if rate.abs() < RATE_MIN { bytes / RATE_MIN } else { bytes / rate };
+        let last = load.largest.min(bytes);
+        // A lone copy has nothing to wait for.
+        let likely = bytes + (LIKELY_SLACK - 1.0) * (bytes - last);
+        let parts = [(bytes, &mut self.low), (likely, &mut self.likely), (bytes * HIGH_SLACK + last, &mut self.high)];
+        for (bytes, worst) in parts {
+            let seconds = seconds(bytes);
+            // Once one part diverges, the phase does.
+            *worst = if *worst >= 0.0 && seconds >= 0.0 { worst.max(seconds) } else { worst.min(seconds) };
         }
     }
 }
@@ -160,7 +197,7 @@ fn widen(span: &mut Span, load: &Load, rate: f64, is_disk: bool) {
 mod tests {
     use super::*;
     use crate::core::ids::PoolId;
-    use crate::core::placement::{DiskInfo, DiskState, Move, PgPlacement};
+    use crate::core::placement::{DiskInfo, DiskState, Move, MoveClass, PgPlacement};
 
     fn one_repair(bytes: u64) -> (Input, Plan) {
         let disk = |id, state| DiskInfo { id: DiskId(id), node: NodeId(id), state, ..DiskInfo::default() };

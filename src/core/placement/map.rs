@@ -84,11 +84,13 @@ pub enum ReadMap {
     },
 }
 
-/// A disk's id as written.
+/// A disk's id as a map writes it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-enum DiskName {
+pub enum DiskName {
+    /// A plain number.
     Number(u32),
+    /// Anything else.
     Text(String),
 }
 
@@ -162,10 +164,36 @@ struct FileNode {
 struct File {
     pools: Vec<FilePool>,
     nodes: Vec<FileNode>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "once_each")]
     assignment: Option<BTreeMap<String, Vec<Vec<DiskName>>>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "once_each")]
     pg_bytes: Option<BTreeMap<String, Vec<u64>>>,
+}
+
+/// An object by pool; a pool that stands there twice is an error, not the last one's.
+fn once_each<'de, D, T>(from: D) -> Result<Option<BTreeMap<String, T>>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct Once<T>(std::marker::PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Once<T> {
+        type Value = BTreeMap<String, T>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object with a row list for each pool")
+        }
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+            let mut out = BTreeMap::new();
+            while let Some(pool) = access.next_key::<String>()? {
+                if out.contains_key(&pool) {
+                    return Err(serde::de::Error::custom(format_args!("pool {pool} is listed twice")));
+                }
+                out.insert(pool, access.next_value()?);
+            }
+            Ok(out)
+        }
+    }
+    from.deserialize_map(Once(std::marker::PhantomData)).map(Some)
 }
 
 /// A map and the names in it.
@@ -174,15 +202,24 @@ pub struct ClusterMap {
     /// What the planner reads.
     pub input: Input,
     pub(super) nodes: BTreeMap<NodeId, String>,
-    disks: BTreeMap<DiskId, DiskName>,
+    /// Disks that are not called by their id.
+    pub(super) disks: BTreeMap<DiskId, DiskName>,
     /// Nodes to be left out when the map is written.
     pub(super) removed: BTreeSet<NodeId>,
 }
 
 impl ClusterMap {
-    /// A disk's name as the map writes it.
+    /// A map of what a planner would read, with the nodes' names; `removed` nodes are left out when it is written.
+    pub fn new(input: Input, nodes: BTreeMap<NodeId, String>, removed: BTreeSet<NodeId>) -> Self {
+        ClusterMap { input, nodes, disks: BTreeMap::new(), removed }
+    }
+    /// A disk's id as the map writes it.
+    pub fn disk(&self, id: DiskId) -> DiskName {
+        self.disks.get(&id).cloned().unwrap_or_else(|| DiskName::Text(id.to_string()))
+    }
+    /// The same as text.
     pub fn disk_name(&self, id: DiskId) -> String {
-        self.disks.get(&id).map_or_else(|| id.to_string(), |n| n.to_string())
+        self.disk(id).to_string()
     }
     /// A node's name.
     pub fn node_name(&self, id: NodeId) -> String {
@@ -351,7 +388,7 @@ fn share_domain(level: FailureDomain, a: &DiskInfo, b: &DiskInfo) -> bool {
 pub fn write_map(map: &ClusterMap, rows: &[PgPlacement]) -> String {
     let removed: BTreeSet<DiskId> =
         map.input.topology.disks.iter().filter(|d| map.removed.contains(&d.node)).map(|d| d.id).collect();
-    let name = |id: &DiskId| map.disks.get(id).cloned().unwrap_or(DiskName::Text(id.to_string()));
+    let name = |id: &DiskId| map.disk(*id);
     let mut disks: BTreeMap<NodeId, Vec<&DiskInfo>> = BTreeMap::new();
     map.input.topology.disks.iter().for_each(|d| disks.entry(d.node).or_default().push(d));
     let file_disk = |d: &&DiskInfo| FileDisk {
@@ -454,6 +491,7 @@ mod tests {
             ("{\"vms\": [10, 20]}", "{\"vm\": [10, 20]}", "pg_bytes names pool vm"),
             ("\"pg_count\": 2", "\"pg_count\": 4294967295", "pg_count is 4294967295"),
             ("\"state\": \"up\"", "\"state\": \"upp\"", "unknown variant `upp`"),
+            ("{\"vms\": [10, 20]}", "{\"vms\": [10, 20], \"vms\": [1, 2]}", "pool vms is listed twice at line"),
         ];
         for (from, to, expected) in cases {
             let text = SMALL.replacen(from, to, 1);

@@ -36,11 +36,11 @@ mod tests;
 mod whatif;
 
 pub use check::{Violation, check};
-pub use eta::{Eta, Rates, Span, eta};
-pub use map::{ClusterMap, MAP_BYTES_MAX, ReadMap, read_map, write_map};
+pub use eta::{CopyLeft, Eta, Rates, Span, eta, eta_of};
+pub use map::{ClusterMap, DiskName, MAP_BYTES_MAX, ReadMap, read_map, write_map};
 pub use model::*;
 pub use planner::{PoolBound, lower_bound, plan};
-pub use whatif::{ChangeMap, NamedMove, NodeSpec, WhatIf, what_if};
+pub use whatif::{ChangeMap, NamedMove, NodeSpec, Question, WhatIf, answer, what_if};
 
 /// A new pool's first placement: the plan of a pool that has no PG yet. It has a target and no moves.
 pub fn initial(input: &Input, pool: &PoolSpec) -> Vec<PgPlacement> {

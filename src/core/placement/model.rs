@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::cluster::ResyncClass;
 use crate::core::ids::{DiskId, NodeId, PgId, PoolId};
 
 /// What a disk may do for placement.
@@ -93,6 +94,15 @@ pub enum FailureDomain {
     Release,
 }
 
+impl FailureDomain {
+    /// By its name on the command line and in maps.
+    pub fn parse(text: &str) -> Option<Self> {
+        use serde::de::IntoDeserializer;
+        let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = text.into_deserializer();
+        FailureDomain::deserialize(text).ok()
+    }
+}
+
 /// A pool's rule.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct PoolSpec {
@@ -182,7 +192,7 @@ pub struct Input {
 
 /// Why a replica moves; in order of urgency.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum MoveClass {
     /// One live copy is left, or none.
     RepairCritical,
@@ -192,6 +202,28 @@ pub enum MoveClass {
     Drain,
     /// For balance.
     Rebalance,
+}
+
+impl MoveClass {
+    /// The name on the command line and in JSON.
+    pub fn name(self) -> &'static str {
+        ResyncClass::from(self).name()
+    }
+    /// It restores a copy.
+    pub fn is_repair(self) -> bool {
+        self <= MoveClass::Repair
+    }
+}
+
+impl From<MoveClass> for ResyncClass {
+    fn from(class: MoveClass) -> ResyncClass {
+        match class {
+            MoveClass::RepairCritical => ResyncClass::RepairCritical,
+            MoveClass::Repair => ResyncClass::Repair,
+            MoveClass::Drain => ResyncClass::Drain,
+            MoveClass::Rebalance => ResyncClass::Rebalance,
+        }
+    }
 }
 
 /// One PG replica's change of disk.

@@ -1,13 +1,17 @@
 //! Chooses each PG's primary so that every disk has within one of its even number, changing as few as it can.
 //!
-//! A primary change moves no data. A disk's even number is its share of replicas over the replica count, among disks
+//! A primary change moves no data. New PGs are led so that what a lost domain held is led by all others evenly: the copies
+//! are read from the primaries, and a repair is as fast as the disk that has most to read. A disk's even number is its share of replicas over the replica count, among disks
 //! that may serve. The search is for augmenting paths over disks: an edge x → y is a PG with primary x and a replica
 //! on y.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use super::layout::{Disks, Layout, NONE};
 use super::model::DiskState;
+
+/// A PG more that a disk leads of one domain, against a PG more that it leads at all.
+const PAIR_WEIGHT: f64 = 2.0;
 
 /// Reorders each row so that its primary is first. `today` is the primary before the plan, by PG.
 pub(super) fn choose(pool: &mut Layout<'_>, disks: &Disks, today: &[u32]) {
@@ -34,12 +38,23 @@ pub(super) fn choose(pool: &mut Layout<'_>, disks: &Disks, today: &[u32]) {
             floating.push(pg);
         }
     }
+    // How many PGs of a domain each disk leads, for new PGs.
+    let mut leads_of: HashMap<(u32, u32), u32> = HashMap::new();
     for &pg in &floating {
         let row = &pool.rows[pg as usize];
-        let lead = |d: u32| f64::from(count[d as usize]) - choices[d as usize];
+        let others = |d: u32| row.iter().filter(move |&&x| x != d).map(|&x| pool.site[x as usize]);
+        let is_new = pool.fresh[pg as usize];
+        let score = |d: u32| {
+            let lead = f64::from(count[d as usize]) - choices[d as usize];
+            let same: u32 = others(d).filter_map(|site| leads_of.get(&(site, d))).sum();
+            if is_new { lead + PAIR_WEIGHT * f64::from(same) } else { lead }
+        };
         if let Some(d) =
-            row.iter().copied().filter(|&d| serves(d)).min_by(|&a, &b| lead(a).total_cmp(&lead(b)).then(a.cmp(&b)))
+            row.iter().copied().filter(|&d| serves(d)).min_by(|&a, &b| score(a).total_cmp(&score(b)).then(a.cmp(&b)))
         {
+            if is_new {
+                others(d).for_each(|site| *leads_of.entry((site, d)).or_default() += 1);
+            }
             primary[pg as usize] = d;
             count[d as usize] += 1;
         }

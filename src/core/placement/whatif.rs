@@ -3,16 +3,51 @@
 //! The command line's specs are parsed here, so that the live and the offline path, and the simulator, share one
 //! form: `name=n9,zone=z2,rack=r1,disks=4x6TiB:ssd`. Non-goal: printing.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::eta::Eta;
-use super::map::ClusterMap;
+use super::check::check;
+use super::eta::eta;
+use super::eta::{Eta, Rates};
+use super::map::write_map;
+use super::map::{ClusterMap, DiskName};
 use super::model::{Balance, DiskInfo, DiskState, FailureDomain, MoveClass, Plan, Rejected, Totals};
+use super::planner::plan;
 use crate::core::ids::{DiskId, NodeId, PoolId};
 use crate::core::units::{ParseUnit, parse_bytes};
 
 /// Disks of one added node: more than any chassis holds.
 const NODE_DISKS_MAX: u32 = 1024;
+
+/// "What if …": changes to a map, in the command line's form, and what resync may use.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Question {
+    /// Nodes to add, as `name=n9,zone=z2,rack=r1,disks=4x6TiB:ssd`.
+    pub add_node: Vec<String>,
+    /// Nodes to remove, by name.
+    pub remove_node: Vec<String>,
+    /// POOL=N.
+    pub replicas: Vec<String>,
+    /// POOL=DOMAIN.
+    pub failure_domain: Vec<String>,
+    /// Bytes per second of one disk, for reads and for writes each.
+    pub disk_rate_bytes_per_sec: Option<u64>,
+    /// The part of the rates that foreground IO takes.
+    pub foreground_share: Option<f64>,
+    /// The answer carries the map afterwards.
+    pub write_map: bool,
+}
+
+impl Question {
+    /// `rates`, with what the question says of them.
+    pub fn rates(&self, rates: Rates) -> Rates {
+        Rates {
+            disk_bytes_per_sec: self.disk_rate_bytes_per_sec.unwrap_or(rates.disk_bytes_per_sec),
+            foreground_share: self.foreground_share.unwrap_or(rates.foreground_share),
+            ..rates
+        }
+    }
+}
 
 /// A node to add.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -77,11 +112,29 @@ pub enum ChangeMap {
         /// The first of those that exist.
         known: String,
     },
+    /// Not POOL=VALUE.
+    #[error("{text:?} is not {form}, as in {example}")]
+    PoolValue {
+        /// As written.
+        text: String,
+        /// How it is written.
+        form: &'static str,
+        /// For instance.
+        example: &'static str,
+    },
     /// A replica count out of bounds.
     #[error("{replicas} replicas: it lies between 1 and 16")]
     Replicas {
         /// As written.
         replicas: u32,
+    },
+    /// A bug of the planner; nothing of its plan may be used.
+    #[error("the plan was refused by its checker, {violations} times; the first: {first}")]
+    PlanRefused {
+        /// How many.
+        violations: usize,
+        /// The first one.
+        first: String,
     },
 }
 
@@ -144,13 +197,18 @@ impl ClusterMap {
         if self.nodes.values().any(|n| *n == spec.name) {
             return Err(ChangeMap::Exists { what: "node", name: spec.name.clone() });
         }
-        let node = NodeId(self.nodes.keys().map(|n| n.0).max().unwrap_or(0).saturating_add(1));
+        let known = self.input.topology.disks.iter().map(|d| d.node).chain(self.nodes.keys().copied());
+        let node = NodeId(known.map(|n| n.0).max().unwrap_or(0).saturating_add(1));
         self.nodes.insert(node, spec.name.clone());
         let mut id = self.input.topology.disks.iter().map(|d| d.id.0).max().unwrap_or(0);
         let mut ids = Vec::with_capacity(spec.disks.len());
-        for (capacity_bytes, class) in &spec.disks {
+        for (n, (capacity_bytes, class)) in spec.disks.iter().enumerate() {
             id = id.saturating_add(1);
             ids.push(DiskId(id));
+            let name = DiskName::Text(format!("{}/{}", spec.name, n + 1));
+            if !self.disks.values().any(|d| *d == name) {
+                self.disks.insert(DiskId(id), name);
+            }
             self.input.topology.disks.push(DiskInfo {
                 id: DiskId(id),
                 node,
@@ -165,14 +223,41 @@ impl ClusterMap {
         Ok(ids)
     }
 
-    /// Plans a node's removal: its disks drain, and a written map leaves it out.
+    /// Makes the changes that a question asks for.
+    ///
+    /// # Errors
+    /// The first change that makes no sense; what came before it is made.
+    pub fn change(&mut self, question: &Question) -> Result<(), ChangeMap> {
+        for spec in &question.add_node {
+            self.add_node(&spec.parse()?)?;
+        }
+        for name in &question.remove_node {
+            self.remove_node(name)?;
+        }
+        for text in &question.replicas {
+            let wrong = || ChangeMap::PoolValue { text: text.clone(), form: "POOL=N", example: "default=3" };
+            let (pool, n) = text.split_once('=').ok_or_else(wrong)?;
+            self.set_replicas(pool, n.parse().map_err(|_| wrong())?)?;
+        }
+        for text in &question.failure_domain {
+            let form = "POOL=DOMAIN with disk, node, rack, zone or release";
+            let wrong = || ChangeMap::PoolValue { text: text.clone(), form, example: "default=rack" };
+            let (pool, domain) = text.split_once('=').ok_or_else(wrong)?;
+            self.set_failure_domain(pool, FailureDomain::parse(domain).ok_or_else(wrong)?)?;
+        }
+        Ok(())
+    }
+
+    /// Plans a node's removal: its disks drain where they can still be read, and a written map leaves it out.
     ///
     /// # Errors
     /// There is no such node.
     pub fn remove_node(&mut self, name: &str) -> Result<(), ChangeMap> {
         let node = self.find_node(name)?;
         self.removed.insert(node);
-        self.set_node_state(node, DiskState::Draining);
+        for disk in self.input.topology.disks.iter_mut().filter(|d| d.node == node) {
+            disk.state = if disk.state.is_live() { DiskState::Draining } else { DiskState::Lost };
+        }
         Ok(())
     }
 
@@ -221,6 +306,17 @@ impl ClusterMap {
         found.ok_or_else(|| unknown("node", name, self.nodes.values().map(String::as_str)))
     }
 
+    /// A disk by its id as written.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn find_disk(&self, name: &str) -> Result<DiskId, ChangeMap> {
+        let all = || self.input.topology.disks.iter().map(|d| d.id);
+        let found = all().find(|id| self.disk_name(*id) == name);
+        let names: Vec<String> = all().take(8).map(|id| self.disk_name(id)).collect();
+        found.ok_or_else(|| unknown("disk", name, names.iter().map(String::as_str)))
+    }
+
     fn find_pool(&self, name: &str) -> Result<usize, ChangeMap> {
         let found = self.input.pools.iter().position(|p| p.name == name);
         found.ok_or_else(|| unknown("pool", name, self.input.pools.iter().map(|p| p.name.as_str())))
@@ -237,26 +333,24 @@ fn unknown<'a>(what: &'static str, name: &str, known: impl Iterator<Item = &'a s
 }
 
 /// A move by names.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct NamedMove {
     /// The pool's name.
     pub pool: String,
     /// The PG's index in it.
     pub pg: u32,
-    /// The disk that gives it up.
-    pub from: Option<String>,
+    /// The disk that gives it up; none where a copy is added.
+    pub from: Option<DiskName>,
     /// The disk that gets it.
-    pub to: String,
+    pub to: DiskName,
     /// Bytes to copy.
     pub bytes: u64,
     /// How urgent.
     pub class: MoveClass,
-    /// Why.
-    pub reason: String,
 }
 
 /// The answer to a what-if, as `plan -o json` prints it.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct WhatIf {
     /// Every move.
     pub moves: Vec<NamedMove>,
@@ -270,6 +364,9 @@ pub struct WhatIf {
     pub eta_seconds: Eta,
     /// What can't be done.
     pub rejected: Vec<Rejected>,
+    /// The map afterwards, if the question asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
 }
 
 /// Puts a plan for `map` in names.
@@ -279,11 +376,10 @@ pub fn what_if(map: &ClusterMap, plan: &Plan, eta: Eta) -> WhatIf {
     let named = |m: &super::model::Move| NamedMove {
         pool: pools.get(&m.pg.pool).map_or_else(|| m.pg.pool.to_string(), |n| (*n).to_owned()),
         pg: m.pg.index,
-        from: m.from.map(|d| map.disk_name(d)),
-        to: map.disk_name(m.to),
+        from: m.from.map(|d| map.disk(d)),
+        to: map.disk(m.to),
         bytes: m.bytes,
         class: m.class,
-        reason: m.reason.clone(),
     };
     WhatIf {
         moves: plan.moves.iter().map(named).collect(),
@@ -292,7 +388,26 @@ pub fn what_if(map: &ClusterMap, plan: &Plan, eta: Eta) -> WhatIf {
         missing_capacity_bytes: plan.missing_capacity_bytes,
         eta_seconds: eta,
         rejected: plan.rejected.clone(),
+        map: None,
     }
+}
+
+/// Answers a question about `map` with a plan that its checker accepts. `rates` is what holds unless the question says
+/// otherwise.
+///
+/// # Errors
+/// The question makes no sense, or the checker refuses the plan.
+pub fn answer(mut map: ClusterMap, question: &Question, rates: Rates) -> Result<WhatIf, ChangeMap> {
+    map.change(question)?;
+    let made = plan(&map.input);
+    if let Err(violations) = check(&map.input, &made) {
+        let first = violations.first().map(ToString::to_string).unwrap_or_default();
+        return Err(ChangeMap::PlanRefused { violations: violations.len(), first });
+    }
+    let eta = eta(&map.input, &made, &question.rates(rates));
+    let mut answer = what_if(&map, &made, eta);
+    answer.map = question.write_map.then(|| write_map(&map, &made.target));
+    Ok(answer)
 }
 
 #[cfg(test)]
@@ -350,6 +465,7 @@ mod tests {
         }
         assert_eq!(json["moves"][0]["pool"], "vms");
         assert_eq!(json["moves"][0]["class"], "drain");
+        assert!(answer.moves.iter().any(|m| m.to == DiskName::Text("n9/2".to_owned())));
         let after = read_map(&write_map(&map, &p.target)).unwrap();
         assert_eq!(after.nodes.len(), 4);
         assert!(plan(&after.input).moves.is_empty(), "the written map is the target");
