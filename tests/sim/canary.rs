@@ -81,7 +81,7 @@ pub const ELSEWHERE: [(&str, &str, &str); 5] = [
         "it bounds how long a write waits for resync, and a check of content can't see that",
         "core/replica/tests, tests/throttle",
     ),
-    ("R20", "disks here are full or not; they have no shares to free", "not proven yet: no code frees orphans early"),
+    ("R20", "disks here are full or not; they have no shares to free", "core/manager/decide_tests"),
     (
         "R22",
         "records here are whole: copies, checksums and torn headers lie below the simulated disk",

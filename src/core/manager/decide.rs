@@ -278,8 +278,12 @@ pub fn state_of(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> PgSta
     }
 }
 
-/// Copies that nobody needs any more: the PG is clean at full count without them, or its pool was deleted. Gives
-/// (PG, disk, up to which generation).
+/// A disk that is fuller than this gives up old copies before their PGs are clean (R20).
+const NEAR_FULL_PERCENT: u64 = 85;
+
+/// Copies that nobody needs any more: the PG is clean at full count without them, or its pool was deleted. On a disk that
+/// is near full also the oldest one of a PG that has min_replicas other copies (R20), one at a time. Gives (PG, disk, up to
+/// which generation).
 pub fn purgeable(
     map: &ClusterMap,
     runtime: &Runtime,
@@ -291,6 +295,8 @@ pub fn purgeable(
         if runtime.live_boot(*disk).is_none() {
             continue;
         }
+        let is_near_full = view.used_bytes * 100 >= view.capacity_bytes * NEAR_FULL_PERCENT && view.capacity_bytes > 0;
+        let (before, mut oldest) = (out.len(), None);
         for (pg, copy) in &view.copies {
             let Some(config) = map.pgs.get(pg) else {
                 // Only a pool that this map knows to have deleted: an older map simply lacks newer ones (R4).
@@ -303,9 +309,22 @@ pub fn purgeable(
             let there = config.members.iter().any(|m| m.disk == *disk)
                 || config.learners.iter().any(|l| l.replica.disk == *disk);
             let older = copy.generation <= config.generation;
-            if !there && older && !wanted.contains(&(*pg, *disk)) && state_of(map, runtime, config) == PgState::Clean {
-                out.push((*pg, *disk, config.generation));
+            if there || !older || wanted.contains(&(*pg, *disk)) {
+                continue;
             }
+            let live = config.members.iter().filter(|m| runtime.is_live(**m)).count();
+            let has_enough = |pool: &Pool| live >= pool.min_replicas as usize;
+            match state_of(map, runtime, config) {
+                PgState::Clean => out.push((*pg, *disk, config.generation)),
+                PgState::Degraded if is_near_full && map.pools.get(&pg.pool).is_some_and(has_enough) => {
+                    let this = (copy.generation, *pg, config.generation);
+                    oldest = Some(oldest.map_or(this, |o| this.min(o)));
+                }
+                PgState::Degraded | PgState::Unavailable(_) => {}
+            }
+        }
+        if let Some((_, pg, generation)) = oldest.filter(|_| out.len() == before) {
+            out.push((pg, *disk, generation));
         }
     }
     out

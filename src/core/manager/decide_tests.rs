@@ -233,6 +233,16 @@ fn a_copy_is_purged_only_when_it_is_not_needed() {
     assert_eq!(purged(&[&all[..], &extra].concat(), &[(PG, DiskId(4))]), Vec::<u32>::new(), "the plan wants it there");
     let newer = [(4, 1, Some((6, true, 1)))];
     assert_eq!(purged(&[&all[..], &newer].concat(), &[]), Vec::<u32>::new(), "it knows more than the map");
+    // R20: a disk that is near full keeps nothing that min_replicas others have.
+    let near_full = |disks: &[(u32, u64, Report)]| {
+        let mut runtime = settled(&map, disks);
+        runtime.nodes.get_mut(&NodeId(1)).unwrap().serving.insert(PG);
+        let view = runtime.disks.get_mut(&DiskId(4)).unwrap();
+        (view.used_bytes, view.capacity_bytes) = (85, 100);
+        purgeable(&map, &runtime, 2, &BTreeSet::new()).iter().map(|p| p.1.0).collect::<Vec<_>>()
+    };
+    assert_eq!(near_full(&[&all[..2], &extra].concat()), [4]);
+    assert_eq!(near_full(&[&all[..1], &extra].concat()), Vec::<u32>::new(), "the only other copy may be lost next");
     let mut gone = map.clone();
     gone.pgs.clear();
     gone.pools.clear();
