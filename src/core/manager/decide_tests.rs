@@ -551,3 +551,20 @@ fn a_repair_that_another_copy_came_before_makes_a_new_plan() {
     map.pgs.get_mut(&PG).unwrap().members.pop();
     assert_eq!(step(&map, &settled(&map, &all)), (0, 1, false));
 }
+
+/// What the simulator found: a drained disk kept its copy for ever.
+#[test]
+fn a_move_whose_disk_took_another_members_place_makes_a_new_plan() {
+    use crate::core::manager::plan::{JobMove, Planning};
+    let map = map();
+    let runtime = settled(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL), (4, 1, None)]);
+    let after = |from: u32| {
+        let mut planning = Planning::default();
+        let (from, class) = (Some(DiskId(from)), ResyncClass::Drain);
+        planning.job.moves = vec![JobMove { pg: PG, from, to: DiskId(3), bytes: 1, class }];
+        planning.step(&map, &runtime, &BTreeMap::new(), later(3000));
+        (planning.job.moves.len(), planning.is_pending())
+    };
+    assert_eq!(after(2), (0, true), "disk 2 is still a member");
+    assert_eq!(after(4), (0, false), "as planned");
+}

@@ -157,12 +157,14 @@ impl Planning {
             let done = config.members.iter().any(|r| r.disk == m.to);
             finished += if done { m.bytes } else { 0 };
             let moot = !done && fills_no_gap(map, runtime, m, config);
-            overtaken |= moot;
+            // A copy that was under way to this disk for another reason took another member's place.
+            let stayed = done && m.from.is_some_and(|d| d != m.to && config.members.iter().any(|r| r.disk == d));
+            overtaken |= moot || stayed;
             !done && !moot && !is_given_up(map, m.to)
         });
         self.job.bytes_finished += finished;
         if overtaken {
-            // It would never start, and nothing else of the job says where this PG belongs now.
+            // It would never start, or is not what was planned; nothing else of the job says where this PG belongs now.
             self.touch(now);
         }
         if map.settings.resync.paused || self.job.moves.is_empty() || !runtime.is_settled() {
