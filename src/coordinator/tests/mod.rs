@@ -17,6 +17,10 @@ async fn three_nodes(cluster: &Cluster, pgs: u32) -> Vec<Node> {
     let pool = serde_json::json!({ "name": "default", "pg_count": pgs });
     let info: PoolInfo = cluster.send("POST", "/v1/pools", &pool).await.unwrap();
     assert_eq!((info.replicas, info.min_replicas, info.pg_count), (3, 2, pgs));
+    for node in &nodes {
+        // What a node brings after a restart is what it had heard of.
+        node.peer.map_until("the pool", |m| m.pgs.len() == pgs as usize).await;
+    }
     nodes
 }
 
