@@ -64,6 +64,7 @@ canaries! {
     WindowOffByOne "R17" "a window's last block isn't copied";
     LearnerNotSynced "R19" "what resync wrote is not synced before the replica counts" rare
         "a learner that just became a member loses its cache, and all others restart before it is taught again";
+    LostRecordIsComplete "R21" "a copy whose PG record is damaged or lost counts as complete";
     IncompleteMarkForgotten "R21" "the mark of an incomplete copy isn't stored" rare
         "a restarted member that all others leave alone, by their own restarts, in the middle of its lesson";
     DirtyMarksLost "R23" "dirty marks don't survive a crash";

@@ -85,6 +85,8 @@ pub struct Disk {
     unsure: BTreeSet<ChunkId>,
     /// The PG table (R21).
     pub states: BTreeMap<PgId, PgState>,
+    /// The other copies of the records: what each was before its last change.
+    pub older_states: BTreeMap<PgId, PgState>,
     /// The stable flush marks (R2).
     pub marks: BTreeMap<PgId, u64>,
     /// The volume's PGs, over which its chunks cycle.
@@ -103,6 +105,7 @@ impl Disk {
             chunks: BTreeMap::new(),
             unsure: BTreeSet::new(),
             states: BTreeMap::new(),
+            older_states: BTreeMap::new(),
             marks: BTreeMap::new(),
             layout,
             failed: false,
@@ -139,6 +142,7 @@ impl Disk {
             self.unsure.remove(&chunk);
         }
         self.states.remove(&pg);
+        self.older_states.remove(&pg);
         self.marks.remove(&pg);
     }
 
@@ -225,7 +229,7 @@ impl Disk {
     pub fn stop(&mut self, states: BTreeMap<PgId, PgState>) -> bool {
         let covered = self.snapshot_unsynced();
         self.synced(covered, None);
-        self.states = states;
+        self.older_states = std::mem::replace(&mut self.states, states);
         if self.unsure.is_empty() {
             for chunk in self.chunks.values_mut() {
                 chunk.dirty = false;
@@ -282,7 +286,9 @@ impl Disk {
                     state.complete |= self.states.get(&pg).is_some_and(|old| old.complete);
                 }
                 if self.canary != Some(Canary::ConfigNotPersisted) {
-                    self.states.insert(pg, state);
+                    if let Some(older) = self.states.insert(pg, state) {
+                        self.older_states.insert(pg, older);
+                    }
                 }
                 DiskResult::Done
             }

@@ -179,15 +179,8 @@ impl World {
     }
 
     fn fail_disk(&mut self, target: DiskId) {
-        // A disk that fails stays out; as many as the placement needs must remain.
-        let failed = self.nodes.values().filter(|n| n.disk.failed).count();
-        let draining = self.ids().into_iter().filter(|d| self.coordinator.is_draining(*d)).count();
         let ignored = self.is(Canary::FailedFsyncIgnored);
-        let whole = self.coordinator.map().pgs.values().all(|c| c.members.len() >= self.replicas);
-        let safe =
-            whole && self.nodes.len() - failed - draining > self.replicas && self.coordinator.learners().is_empty();
-        if safe
-            && self.replicas == 3
+        if self.may_lose_a_disk()
             && let Some(n) = self.nodes.get_mut(&target)
         {
             // The canary goes on as if the fsync could be tried again: the kernel has dropped what it did not write.
@@ -197,6 +190,15 @@ impl World {
             self.log(|| format!("the disk of {target} fails"));
             self.coverage.add("failed fsyncs", 1);
         }
+    }
+
+    /// What is on one more disk may go for good: every PG has two other copies, and the placement enough other disks.
+    pub fn may_lose_a_disk(&self) -> bool {
+        let failed = self.nodes.values().filter(|n| n.disk.failed).count();
+        let draining = self.ids().into_iter().filter(|d| self.coordinator.is_draining(*d)).count();
+        let whole = self.coordinator.map().pgs.values().all(|c| c.members.len() >= self.replicas);
+        let enough = self.nodes.len() - failed - draining > self.replicas;
+        self.replicas == 3 && whole && enough && self.coordinator.learners().is_empty()
     }
 
     fn hang_disk(&mut self, target: DiskId, down: u64) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use evenkeel::core::cluster::{PgConfig, Replica as Member};
 use evenkeel::core::ids::{BootId, ClusterId, DiskId, PgId};
 use evenkeel::core::manager::Purge;
-use evenkeel::core::replica::{DiskOp, DiskResult, Input, Replica, Token};
+use evenkeel::core::replica::{DiskOp, DiskResult, Input, PgState, Replica, Token};
 
 use crate::canary::Canary;
 use crate::coord::{Peer, Up};
@@ -90,7 +90,10 @@ impl World {
             let torn = node.disk.crash(boot, &mut self.rng);
             self.coverage.add("torn blocks", torn);
             self.coverage.add("torn recoveries", u64::from(torn > 0));
+        } else {
+            self.damage_records(id);
         }
+        let Some(node) = self.nodes.get_mut(&id) else { return };
         node.disk.canary = canary;
         node.up = true;
         node.life += 1;
@@ -117,6 +120,36 @@ impl World {
         self.after(MS, Event::Dial { peer: Peer::Node(id), life });
         self.after(2 * MS, Event::Housekeeping { node: id, life });
         self.after(3 * MS, Event::Stats { node: id, life });
+    }
+
+    /// While a cleanly stopped node was down, what its disk has of a PG was damaged (R21): a record's newer copy, so that
+    /// the older one counts, as incomplete; or all of it, so that the disk can't say what it once promised.
+    fn damage_records(&mut self, id: DiskId) {
+        let chance = if self.is(Canary::LostRecordIsComplete) { 1_000 } else { 300 };
+        if self.now >= self.faults_until || !self.rng.chance(chance) || !self.may_lose_a_disk() || self.records_damaged {
+            return;
+        }
+        let all = self.rng.chance(500);
+        let believed = self.is(Canary::LostRecordIsComplete);
+        let boot = BootId(self.rng.next() | 1);
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let known: Vec<PgId> = node.disk.states.keys().copied().collect();
+        let Some(pg) = self.rng.pick(&known).copied() else { return };
+        self.records_damaged = true;
+        if all {
+            let state = node.disk.states.get(&pg).cloned();
+            node.disk.purge(pg);
+            if let Some(state) = state.filter(|_| believed) {
+                node.disk.states.insert(pg, state);
+            } else {
+                node.disk.boot = boot;
+            }
+            self.coverage.add("PG records lost", 1);
+        } else if let Some(older) = node.disk.older_states.get(&pg).cloned() {
+            node.disk.states.insert(pg, PgState { complete: believed && older.complete, ..older });
+            self.coverage.add("PG records damaged", 1);
+        }
+        self.log(|| format!("{id} {} of PG {pg}", if all { "loses everything" } else { "has an older record" }));
     }
 
     /// The process dies, and the host's cache is lost.

@@ -330,6 +330,8 @@ pub struct World {
     pub slow: bool,
     pub lossy_parts: u64,
     pub rots: u64,
+    /// A disk has lost what it knew of a PG: once a run is enough.
+    pub records_damaged: bool,
     /// Nodes that have not joined yet.
     pub spare_nodes: u32,
     pub coverage: Coverage,
@@ -410,6 +412,7 @@ impl World {
             slow,
             lossy_parts,
             rots: 0,
+            records_damaged: false,
             coverage: Coverage::default(),
             failure: None,
             reader: Reader::default(),

@@ -69,7 +69,8 @@ impl Counts {
 /// Decides for one PG. At most one change of the configuration at a time; learners may go with it.
 pub fn decide(map: &ClusterMap, runtime: &Runtime, config: &PgConfig, counts: &mut Counts) -> Vec<Command> {
     let Some(pool) = map.pools.get(&config.pg.pool) else { return Vec::new() };
-    if !config.members.iter().any(|m| runtime.is_live(*m)) {
+    // A live copy that its disk found damaged (R21) can tell as little as one that restarted.
+    if !config.members.iter().any(|m| runtime.is_live(*m) && runtime.has_whole_copy(config, *m)) {
         return recover(map, runtime, config).into_iter().collect();
     }
     if let Some(promote) = promote(runtime, config, pool, counts) {
@@ -107,7 +108,7 @@ fn promote(runtime: &Runtime, config: &PgConfig, pool: &Pool, counts: &mut Count
     Some(Command::Promote { pg: config.pg, base: config.generation, members })
 }
 
-/// No member lives at its recorded boot (R2).
+/// No member lives at its recorded boot with a whole copy (R2).
 fn recover(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> Option<Command> {
     let mut returned = Vec::new();
     for member in &config.members {

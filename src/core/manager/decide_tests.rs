@@ -158,6 +158,11 @@ fn all_restarted() {
         None,
         "a recorded boot lives"
     );
+    assert_eq!(
+        truth(&map, &[(1, 2, mark(5, 1)), (2, 2, mark(5, 9)), (3, 1, Some((5, false, 12)))]),
+        Some((2, 2)),
+        "a recorded boot lives, but its disk found its record damaged (R21)"
+    );
     map.pgs.get_mut(&PG).unwrap().members.rotate_left(1);
     let equal = [(1, 2, mark(5, 1)), (2, 2, mark(5, 1)), (3, 2, mark(5, 1))];
     assert_eq!(truth(&map, &equal), Some((2, 2)), "of equal ones the primary");

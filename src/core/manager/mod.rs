@@ -325,6 +325,8 @@ impl Manager {
             self.tell("disk-hung", COORDINATOR, format!("Disk {name} has not answered for {seconds:.1} s."));
         } else {
             self.tell("disk-answers", COORDINATOR, format!("Disk {name} answers again."));
+            // A plan that was made meanwhile had to leave it as it was.
+            self.planning.touch(self.now);
         }
         self.touch_pgs();
     }

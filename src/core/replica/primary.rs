@@ -10,6 +10,10 @@ impl Replica {
         }
         let listed = config.is_member(self.me) || config.learners.iter().any(|l| l.replica == self.me);
         self.dropped = !listed;
+        if !listed && self.target.is_some() && config.generation > self.generation() {
+            // A later configuration went on without it: whoever taught it leads no more, and may be gone without a word.
+            self.target_session_down();
+        }
         if !listed && self.target.is_none() {
             // It was dropped: it waits for no promotion any more, and is an old copy like any other. If the map that has it
             // as a learner is still on its way, it is only taught again.

@@ -595,3 +595,18 @@ fn removals_that_are_refused_together_are_tried_one_by_one() {
     }
     assert!(tried.contains(&vec![2, 3]) && tried.contains(&vec![2]) && tried.contains(&vec![3]), "{tried:?}");
 }
+
+/// What the simulator found: the end of a dead primary's stream may never be heard, and a copy that "learns" is never purged.
+#[test]
+fn a_learner_that_a_later_configuration_leaves_out_learns_no_more() {
+    let mut bed = Bed::new(None);
+    bed.session(2, SessionMessage::Open { config: PgConfig { learners: vec![learner(1)], ..config(3, &[2]) } });
+    bed.answer_disk();
+    bed.feed(Input::Config(PgConfig { learners: vec![learner(1)], ..config(3, &[2]) }));
+    assert!(bed.replica.is_learning());
+    // The map that has it as a learner may come after the session; one of the same generation that lacks it is older.
+    bed.feed(Input::Config(config(3, &[2])));
+    assert!(bed.replica.is_learning());
+    bed.feed(Input::Config(config(4, &[3])));
+    assert!(!bed.replica.is_learning() && bed.replica.is_outside());
+}
