@@ -36,9 +36,9 @@ pub use files::{FileFailed, RunFile};
 use crate::api::calls::Caller;
 use crate::api::metrics::Metrics;
 use crate::api::router::router;
-use crate::core::cluster::Replica;
 use crate::core::cluster::command::{Command, Context, Liveness, Refusal};
 use crate::core::cluster::state::ClusterState;
+use crate::core::cluster::{PgConfig, Replica};
 use crate::core::ids::{ClusterId, PgId};
 use crate::meta::sled_store::SledStore;
 use crate::meta::{Batch, MetaError, MetaStore, migrate, records};
@@ -273,6 +273,9 @@ impl Liveness for Nobody {
     }
     fn accusation_stands(&self, _: PgId, _: Replica) -> bool {
         false
+    }
+    fn has_whole_copy(&self, _: &PgConfig, _: Replica) -> bool {
+        true
     }
 }
 

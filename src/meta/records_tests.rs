@@ -1,6 +1,6 @@
 use super::*;
 use crate::core::cluster::command::{Command, Context, Liveness, Refusal};
-use crate::core::cluster::{NodeAdminState, Replica};
+use crate::core::cluster::{NodeAdminState, PgConfig, Replica};
 use crate::core::ids::PgId;
 use crate::meta::migrate;
 use crate::meta::sled_store::SledStore;
@@ -12,6 +12,9 @@ impl Liveness for Nobody {
     }
     fn accusation_stands(&self, _: PgId, _: Replica) -> bool {
         false
+    }
+    fn has_whole_copy(&self, _: &PgConfig, _: Replica) -> bool {
+        true
     }
 }
 

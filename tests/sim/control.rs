@@ -404,7 +404,10 @@ impl World {
             }
             if recovered {
                 let waiting = |m: &&evenkeel::core::cluster::Replica| {
-                    self.nodes.get(&m.disk).is_some_and(|n| n.disk.boot == m.boot && !n.disk.failed)
+                    self.nodes.get(&m.disk).is_some_and(|n| {
+                        let whole = n.disk.states.get(&pg).is_some_and(|s| s.complete);
+                        n.disk.boot == m.boot && !n.disk.failed && whole
+                    })
                 };
                 let left_out = old.members.iter().find(waiting).map(|m| m.disk);
                 if let Some(disk) = left_out.filter(|_| !self.is(Canary::BootIdKept)) {

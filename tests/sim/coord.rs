@@ -118,6 +118,9 @@ impl Liveness for All {
     fn accusation_stands(&self, _: PgId, _: Member) -> bool {
         false
     }
+    fn has_whole_copy(&self, _: &PgConfig, _: Member) -> bool {
+        true
+    }
 }
 
 /// The name of a node whose disk has this number.

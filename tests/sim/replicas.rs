@@ -126,7 +126,8 @@ impl World {
     /// the older one counts, as incomplete; or all of it, so that the disk can't say what it once promised.
     fn damage_records(&mut self, id: DiskId) {
         let chance = if self.is(Canary::LostRecordIsComplete) { 1_000 } else { 300 };
-        if self.now >= self.faults_until || !self.rng.chance(chance) || !self.may_lose_a_disk() || self.records_damaged {
+        if self.now >= self.faults_until || !self.rng.chance(chance) || !self.may_lose_a_disk() || self.records_damaged
+        {
             return;
         }
         let all = self.rng.chance(500);

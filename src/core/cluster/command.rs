@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{DiskAdminState, FailureDomain, Learner, NodeAdminState, Replica, Settings, Volume};
+use super::{DiskAdminState, FailureDomain, Learner, NodeAdminState, PgConfig, Replica, Settings, Volume};
 use crate::core::ids::{ClusterId, DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
 
 /// A change of the map. People name things by name, daemons by id.
@@ -269,6 +269,9 @@ pub trait Liveness {
     fn is_live(&self, replica: Replica) -> bool;
     /// The PG's primary has accused this member for long enough that its word counts against the heartbeats (R8).
     fn accusation_stands(&self, pg: PgId, accused: Replica) -> bool;
+    /// The member has all that the configuration had, as far as its disk says; false: its disk found the PG's record
+    /// damaged (R21), so that it can tell as little as one that restarted.
+    fn has_whole_copy(&self, config: &PgConfig, replica: Replica) -> bool;
 }
 
 /// What stands around a command.

@@ -7,7 +7,7 @@
 //!      │ PromoteLearner (primary; complete, live; generation + 1)
 //!   learners ◀── AddLearner (coordinator)  ──▶ DropLearner (either; the generation stays)
 //!      ▲
-//!      ├── SetMembers: no member lives at its recorded boot (R2; generation + 1, durability epoch + 1)
+//!      ├── SetMembers: no member lives at its recorded boot with a whole copy (R2; generation + 1, durability epoch + 1)
 //!      └── ForcePromote (operator): too few members live for min_replicas (R5; generation + 1, and the durability epoch
 //!          unless the chosen one holds every acked write). `forced` until they are enough again
 //! ```
@@ -209,7 +209,8 @@ impl Tx<'_> {
     ) -> Result<Outcome, Refusal> {
         let (mut config, pool) = self.config_at(pg, base)?;
         let min_replicas = pool.min_replicas;
-        if let Some(replica) = config.members.iter().find(|m| context.liveness.is_live(**m)) {
+        let is_whole = |m: &&Replica| context.liveness.is_live(**m) && context.liveness.has_whole_copy(&config, **m);
+        if let Some(replica) = config.members.iter().find(is_whole) {
             return Err(Refusal::MemberAlive { pg, replica: *replica });
         }
         if !config.members.iter().any(|m| m.disk == truth.disk) {

@@ -14,6 +14,8 @@ use crate::core::units::CHUNK_BYTES;
 struct World {
     live: RefCell<BTreeSet<Replica>>,
     stands: RefCell<BTreeSet<Replica>>,
+    /// With a damaged record (R21).
+    damaged: RefCell<BTreeSet<Replica>>,
 }
 
 impl Liveness for World {
@@ -22,6 +24,9 @@ impl Liveness for World {
     }
     fn accusation_stands(&self, _: PgId, accused: Replica) -> bool {
         self.stands.borrow().contains(&accused)
+    }
+    fn has_whole_copy(&self, _: &PgConfig, replica: Replica) -> bool {
+        !self.damaged.borrow().contains(&replica)
     }
 }
 
@@ -441,9 +446,11 @@ fn all_restarted_takes_one_member_at_its_new_boot() {
         bed.comes(replica(d, 2));
     }
     assert!(matches!(bed.no(set(replica(1, 2), vec![])), Refusal::MemberAlive { .. }), "recorded boots live");
-    for d in 1..=3 {
+    for d in 1..=2 {
         bed.dies(replica(d, 1));
     }
+    assert!(matches!(bed.no(set(replica(1, 2), vec![])), Refusal::MemberAlive { .. }), "one recorded boot lives");
+    bed.world.damaged.borrow_mut().insert(replica(3, 1));
     assert!(matches!(bed.no(set(replica(4, 1), vec![])), Refusal::NotMember { .. }));
     assert!(matches!(bed.no(set(replica(1, 9), vec![])), Refusal::NotLive { .. }));
     let mut gone = learner(2);

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::runtime::Runtime;
-use crate::core::cluster::command::ForcePromote;
+use crate::core::cluster::command::{ForcePromote, Liveness};
 use crate::core::cluster::state::domain_of;
 use crate::core::cluster::{ClusterMap, Learner, PgConfig, Replica, ResyncClass};
 use crate::core::ids::{DiskId, Generation};

@@ -471,18 +471,6 @@ impl Runtime {
         all
     }
 
-    /// Complete, as far as its disk says (R21), or made the only member by the operator (R5).
-    pub fn has_whole_copy(&self, config: &PgConfig, replica: Replica) -> bool {
-        if config.is_forced_on(replica) {
-            return true;
-        }
-        match self.disks.get(&replica.disk).and_then(|d| d.copies.get(&config.pg)) {
-            Some(copy) => copy.complete,
-            // The first configuration acks nothing before every member has persisted it: nothing can be missing.
-            None => config.generation.n == 1,
-        }
-    }
-
     /// True if the disk's node says that it serves the PG as primary.
     pub fn serves(&self, pg: PgId, disk: DiskId) -> bool {
         let node = self.disks.get(&disk).and_then(|d| self.nodes.get(&d.node));
@@ -542,5 +530,17 @@ impl Liveness for Runtime {
         }
         let entry = self.accusations.get(&(pg, accused));
         entry.is_some_and(|(first, last)| last.since(*first) >= ACCUSATION_STANDS)
+    }
+
+    /// Also made the only member by the operator (R5).
+    fn has_whole_copy(&self, config: &PgConfig, replica: Replica) -> bool {
+        if config.is_forced_on(replica) {
+            return true;
+        }
+        match self.disks.get(&replica.disk).and_then(|d| d.copies.get(&config.pg)) {
+            Some(copy) => copy.complete,
+            // The first configuration acks nothing before every member has persisted it: nothing can be missing.
+            None => config.generation.n == 1,
+        }
     }
 }
