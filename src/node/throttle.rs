@@ -30,7 +30,8 @@ use tokio::sync::Notify;
 use crate::core::cluster::{ResyncClass, ResyncSettings};
 use crate::core::ids::DiskId;
 use crate::core::throttle::{
-    BUCKETS, CLASSES, Controller, Decision, Histogram, LimitedBy, Policy, Sample, class_index, divide,
+    BUCKETS, CLASSES, Controller, Decision, Histogram, KINDS, Kind, Latencies, LimitedBy, Policy, Sample, class_index,
+    divide,
 };
 
 /// Bytes of one governor cell.
@@ -227,23 +228,26 @@ impl Usage {
 
 /// Foreground operations since the last tick.
 struct Foreground {
-    counts: [AtomicU32; BUCKETS],
+    counts: [[AtomicU32; BUCKETS]; KINDS],
     write_bytes: AtomicU64,
     seen: AtomicBool,
     queue_depth: AtomicU32,
+    backlog_bytes: AtomicU64,
 }
 
 impl Foreground {
-    fn take(&self) -> (Histogram, u64) {
-        let mut histogram = Histogram::default();
+    fn take(&self) -> (Latencies, u64) {
+        let mut latencies = Latencies::default();
         if self.seen.swap(false, Ordering::AcqRel) {
-            for (bucket, count) in self.counts.iter().enumerate() {
-                if count.load(Ordering::Relaxed) > 0 {
-                    histogram.add_bucket(bucket, count.swap(0, Ordering::Relaxed));
+            for kind in Kind::ALL {
+                for (bucket, count) in self.counts[kind as usize].iter().enumerate() {
+                    if count.load(Ordering::Relaxed) > 0 {
+                        latencies.add_bucket(kind, bucket, count.swap(0, Ordering::Relaxed));
+                    }
                 }
             }
         }
-        (histogram, self.write_bytes.swap(0, Ordering::Relaxed))
+        (latencies, self.write_bytes.swap(0, Ordering::Relaxed))
     }
 }
 
@@ -268,10 +272,11 @@ impl Disk {
         let decision = controller.set_policy(policy);
         let disk = Disk {
             foreground: Foreground {
-                counts: std::array::from_fn(|_| AtomicU32::new(0)),
+                counts: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU32::new(0))),
                 write_bytes: AtomicU64::new(0),
                 seen: AtomicBool::new(false),
                 queue_depth: AtomicU32::new(0),
+                backlog_bytes: AtomicU64::new(0),
             },
             source: Direction::new(),
             target: Direction::new(),
@@ -281,7 +286,7 @@ impl Disk {
         disk
     }
 
-    fn tick(&self, policy: &Policy, elapsed: Duration) -> Histogram {
+    fn tick(&self, id: DiskId, policy: &Policy, elapsed: Duration) -> Histogram {
         let (latencies, foreground_write_bytes) = self.foreground.take();
         let (source, target) = (self.source.usage(), self.target.usage());
         let control = &mut *self.control.lock();
@@ -292,13 +297,24 @@ impl Disk {
             resync_bytes: source.bytes().max(target.bytes()),
             resync_held_back: source.refused.iter().chain(&target.refused).any(|r| *r),
             wanted: std::array::from_fn(|i| source.wanted(i) || target.wanted(i)),
-            backlog_bytes: 0,
+            backlog_bytes: self.foreground.backlog_bytes.load(Ordering::Relaxed),
             foreground_write_bytes,
         };
         control.decision = control.controller.handle_sample(&sample);
+        if sample.latencies.total() > 0.0 || sample.resync_bytes > 0 {
+            tracing::debug!(
+                disk = %id,
+                operations = sample.latencies.total(),
+                queue_depth = sample.queue_depth,
+                resync_bytes = sample.resync_bytes,
+                held_back = sample.resync_held_back,
+                decision = ?control.decision,
+                "throttle"
+            );
+        }
         control.usages = (source, target);
         self.enforce(control, policy, elapsed.as_secs_f64());
-        sample.latencies
+        sample.latencies.guests()
     }
 
     fn enforce(&self, control: &mut Control, policy: &Policy, seconds: f64) {
@@ -367,11 +383,11 @@ impl Throttle {
     }
 
     /// Counts a foreground operation that completed on this disk's PGs.
-    pub fn observe_foreground(&self, disk: DiskId, latency: Duration, bytes: u64, write: bool) {
+    pub fn observe_foreground(&self, disk: DiskId, kind: Kind, latency: Duration, bytes: u64) {
         self.with(disk, |disk| {
             let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-            disk.foreground.counts[Histogram::bucket(us)].fetch_add(1, Ordering::Relaxed);
-            if write {
+            disk.foreground.counts[kind as usize][Histogram::bucket(us)].fetch_add(1, Ordering::Relaxed);
+            if matches!(kind, Kind::SmallWrite | Kind::LargeWrite) {
                 disk.foreground.write_bytes.fetch_add(bytes, Ordering::Relaxed);
             }
             disk.foreground.seen.store(true, Ordering::Release);
@@ -382,6 +398,11 @@ impl Throttle {
     /// completes is then not taken for an idle one.
     pub fn set_queue_depth(&self, disk: DiskId, operations: u32) {
         self.with(disk, |disk| disk.foreground.queue_depth.store(operations, Ordering::Relaxed));
+    }
+
+    /// Bytes that copies from this disk still have to look at.
+    pub fn set_backlog(&self, disk: DiskId, bytes: u64) {
+        self.with(disk, |disk| disk.foreground.backlog_bytes.store(bytes, Ordering::Relaxed));
     }
 
     /// Takes budget to read `bytes` for a copy; false: not now. Ask again each 50 ms or sooner: what isn't asked for
@@ -420,9 +441,9 @@ impl Throttle {
         let mut all = Histogram::default();
         {
             let policy = self.policy.lock();
-            let disks: Vec<Arc<Disk>> = self.disks.read().values().cloned().collect();
-            for disk in disks {
-                all.merge(&disk.tick(&policy, elapsed));
+            let disks: Vec<(DiskId, Arc<Disk>)> = self.disks.read().iter().map(|(id, d)| (*id, d.clone())).collect();
+            for (id, disk) in disks {
+                all.merge(&disk.tick(id, &policy, elapsed));
             }
         }
         let mut recent = self.recent.lock();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel::core::cluster::{ResyncClass, ResyncSettings};
 use evenkeel::core::ids::DiskId;
+use evenkeel::core::throttle::Kind;
 use evenkeel::node::throttle::Throttle;
 
 const DISK: DiskId = DiskId(7);
@@ -115,8 +116,8 @@ fn no_rate_or_size_panics() {
             for bytes in [0, 1, WINDOW, 1 << 40, u64::MAX] {
                 let _ = throttle.try_take_source(DISK, CLASS, bytes);
             }
-            throttle.observe_foreground(DISK, Duration::MAX, u64::MAX, true);
-            throttle.observe_foreground(DISK, Duration::ZERO, 0, false);
+            throttle.observe_foreground(DISK, Kind::LargeWrite, Duration::MAX, u64::MAX);
+            throttle.observe_foreground(DISK, Kind::SmallRead, Duration::ZERO, 0);
             throttle.tick();
         }
     }
@@ -128,7 +129,7 @@ fn percentiles_cover_what_was_observed() {
     let throttle = Throttle::new();
     assert_eq!(throttle.foreground_percentiles().0, 0);
     for us in 1..=1000 {
-        throttle.observe_foreground(DISK, Duration::from_micros(us), 4096, us % 2 == 0);
+        throttle.observe_foreground(DISK, Kind::of(us % 2 == 0, 4096), Duration::from_micros(us), 4096);
     }
     std::thread::sleep(Duration::from_millis(30));
     throttle.tick();

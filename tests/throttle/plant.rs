@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use evenkeel::core::throttle::{Controller, Decision, Histogram, Policy, Sample};
+use evenkeel::core::throttle::{Controller, Decision, Histogram, Kind, Policy, Sample};
 
 const TICK_NS: u64 = 100_000_000;
 /// Resync's pump: how often it asks for tokens.
@@ -171,7 +171,7 @@ impl Plant {
                 self.busy -= 1;
                 if foreground {
                     self.foreground_depth -= 1;
-                    self.sample.latencies.record_us((self.now_ns - since_ns) / 1_000);
+                    self.sample.latencies.record_us(Kind::SmallRead, (self.now_ns - since_ns) / 1_000);
                 } else {
                     self.under_way -= 1;
                 }
@@ -245,7 +245,7 @@ impl Plant {
             seconds,
             decision: self.decision,
             resync_bytes: sample.resync_bytes,
-            latencies: sample.latencies,
+            latencies: sample.latencies.guests(),
         });
     }
 

@@ -23,6 +23,7 @@ mod detect;
 mod dispatch;
 pub mod locks;
 mod member;
+mod pace;
 mod primary;
 #[cfg(test)]
 mod record_tests;

@@ -10,6 +10,7 @@
 //! hashes (512 B), for each of those 4 leaves (128 B), then the blocks: 640 B for one changed block of a window
 //! beyond the first 512 B of the chunk.
 
+use super::pace::Pace;
 use super::*;
 use crate::core::cluster::Learner;
 use crate::core::hashtree::{self, HOLE};
@@ -20,8 +21,6 @@ use crate::core::units::{
 /// Chunks that one session compares or copies at once: enough to hide a round trip, few enough that a break
 /// costs little.
 const ACTIVE_CHUNKS_MAX: usize = 16;
-/// Bytes that one session has on the way: the bandwidth-delay product of 10 Gbit/s and 3 ms.
-const UNDER_WAY_BYTES_MAX: u64 = 4 << 20;
 /// Blocks in a group: the last level of comparison before single leaves.
 const GROUP_BLOCKS: usize = 4;
 const GROUPS_PER_WINDOW: usize = BLOCKS_PER_WINDOW / GROUP_BLOCKS;
@@ -104,7 +103,7 @@ pub(super) struct Session {
     todo: BTreeSet<ChunkId>,
     active: BTreeMap<ChunkId, ActiveChunk>,
     forwards: BTreeSet<u64>,
-    under_way_bytes: u64,
+    pace: Pace,
     chunks_total: u64,
     chunks_done: u64,
     bytes_sent: u64,
@@ -126,7 +125,7 @@ impl Session {
             todo: BTreeSet::new(),
             active: BTreeMap::new(),
             forwards: BTreeSet::new(),
-            under_way_bytes: 0,
+            pace: Pace::new(),
             chunks_total: 0,
             chunks_done: 0,
             bytes_sent: 0,
@@ -144,7 +143,7 @@ impl Session {
             self.todo.len(),
             self.active.keys().take(4).collect::<Vec<_>>(),
             self.forwards.len(),
-            self.under_way_bytes
+            self.pace.under_way_bytes()
         )
     }
 
@@ -443,7 +442,7 @@ impl Replica {
             // Windows of chunks under way come first, then new chunks.
             let ready = session.active.iter().find(|(_, a)| !a.windows.is_empty()).map(|(c, _)| *c);
             if let Some(chunk) = ready {
-                if session.under_way_bytes >= UNDER_WAY_BYTES_MAX {
+                if !session.pace.has_room() {
                     return;
                 }
                 let Some(active) = session.active.get_mut(&chunk) else { return };
@@ -457,7 +456,7 @@ impl Replica {
                 session.throttled = false;
                 active.windows.pop_front();
                 active.reading += 1;
-                session.under_way_bytes += bytes;
+                session.pace.begin(chunk, window, bytes, self.now);
                 let first = window * BLOCKS_PER_WINDOW as u32;
                 let range = first..first + BLOCKS_PER_WINDOW as u32;
                 self.start_op(
@@ -654,8 +653,8 @@ impl Replica {
                 }
                 self.chunk_maybe_done(from, chunk);
             }
-            SessionMessage::Copied { chunk, window: _, bytes } => {
-                session.under_way_bytes = session.under_way_bytes.saturating_sub(u64::from(bytes));
+            SessionMessage::Copied { chunk, window, .. } => {
+                session.pace.end(chunk, window, now);
                 if let Some(active) = session.active.get_mut(&chunk) {
                     active.copying = active.copying.saturating_sub(1);
                 }

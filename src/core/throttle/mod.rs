@@ -8,8 +8,9 @@
 //!
 //! # Signals
 //! Completed foreground operations and their latencies, the foreground queue, resync bytes, resync backlog and the
-//! foreground write rate. Latencies of the last ticks are kept in a histogram that decays: quickly where there are
-//! many operations, slowly where there are few, so that a slow disk's percentile too rests on tens of operations.
+//! foreground write rate. Latencies are kept apart by kind ([`Kind`]: reads, writes, a member's part of a write; small and
+//! large), each against a baseline of its own. Those of the last ticks are kept in histograms that decay: quickly where
+//! there are many operations, slowly where there are few, so that a slow disk's percentile too rests on tens of operations.
 //!
 //! # The law
 //! - *Idle* (no operation and no queue for a while): as fast as the cap allows. The while is [`IDLE_TICKS`], longer if
@@ -18,9 +19,12 @@
 //! - *Probe*: the baseline is the p99 with (almost) no resync. It is learnt for nothing whenever there is no resync; else
 //!   resync drops to an eighth of its floor for [`PROBE_TICKS_MIN`] or more ticks, at first and then each
 //!   [`PROBE_EVERY`], or when the foreground's rate has changed by more than half. What the floor missed is paid back.
+//!   It is the p99 of an ordinary moment (the median over many), so that neither a device's own pauses nor a lucky
+//!   moment on a noisy machine is taken for what guests have. Resync never makes guests faster: where they have been much
+//!   faster beside it than the baseline says, that is the baseline.
 //! - *Follow*: "p99 ≤ X" is "at most one operation in a hundred is slower than X". So each tick compares the number `k`
-//!   of operations over the target with its allowance, a hundredth of `n`: the rate moves by
-//!   [`FINE_GAIN`] × (n/100 − k) / (n/100), so by +0.5 % at most, and cut off at −7.5 %. This is Robbins and Monro's
+//!   of operations over the target with its allowance, a hundredth of `n` and what is over without resync too ([`NOISE_MAX`]
+//!   at most): the rate moves by [`FINE_GAIN`] × (allowance − k) / (n/100), so by +0.5 % at most, and cut off at −7.5 %. This is Robbins and Monro's
 //!   stochastic approximation of a quantile: it comes to rest where exactly one in a hundred is slower, however few
 //!   operations there are, and a single pause of the device costs one bounded step.
 //! - Where the window's p99 is far below the target, the increase is larger: up to 25 % a tick until the first overload
@@ -38,15 +42,19 @@
 //! three ticks that it takes to be sure of an overload, and two ticks at 0.7 undo that; it happens once a busy period.
 //! The window is forgotten after an overload, so that one bad moment is answered once.
 
+mod baseline;
 mod class;
 mod histogram;
+mod latencies;
 
 use std::time::Duration;
 
 pub use class::{CLASSES, ClassPolicy, DEFAULT_CLASSES, divide, index as class_index};
 pub use histogram::{BUCKETS, Histogram};
+pub use latencies::{KINDS, Kind, Latencies};
 
 use super::cluster::ResyncSettings;
+use baseline::Baseline;
 
 /// Ticks without foreground after which the disk is idle: half a second, so that a guest's pause for thought between
 /// two requests isn't filled at full speed, and full speed is reached well within two seconds.
@@ -54,19 +62,27 @@ const IDLE_TICKS: u32 = 5;
 /// The most that a slow disk may delay that.
 const IDLE_TICKS_MAX: u32 = 15;
 /// A probe's least length: what was under way has drained after the first of them.
-const PROBE_TICKS_MIN: u32 = 3;
+const PROBE_TICKS_MIN: u32 = 2;
 /// A probe ends after this time, however few operations it saw: the price is bounded.
 const PROBE_TICKS_MAX: u32 = 15;
 /// Most ticks that what was queued when resync stopped may take to drain.
 const DRAIN_TICKS_MAX: u32 = 8;
 /// Operations after which a probe may end: enough for a p99.
 const PROBE_OPERATIONS: f64 = 100.0;
-/// Time between probes: a probe of 0.3 s costs 1 % of the rate.
-const PROBE_EVERY: Duration = Duration::from_secs(30);
+/// Time between probes: a probe of 0.3 s costs 3 % of the rate.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
 /// Least time between probes that a change of load asks for.
 const PROBE_EVERY_MIN: Duration = Duration::from_secs(5);
-/// Weight of the quiet histogram: older operations fade as new ones come.
+/// The baseline covers so much time of guests alone: older operations fade as new ones come.
+const QUIET_SECONDS: f64 = 60.0;
+/// And at least so many operations, where that is more.
 const QUIET_OPERATIONS_MAX: f64 = 4_000.0;
+/// What a probe leaves of the weight of what was known before, so that after five the older part is a quarter.
+const PROBE_KEEPS: f64 = 0.75;
+/// The most of a device's own slow moments, as a part of operations, that isn't held against resync.
+const NOISE_MAX: f64 = 0.02;
+/// Operations beside resync that may correct a baseline: a p99 of fewer is luck.
+const BESIDE_OPERATIONS_MIN: f64 = 1_000.0;
 /// Least operations for a baseline.
 const QUIET_OPERATIONS_MIN: f64 = 20.0;
 /// Step of the fine loop for one allowance: small against the swing of 25 % that is tolerated.
@@ -148,7 +164,7 @@ pub struct Sample {
     /// Time since the last sample.
     pub elapsed: Duration,
     /// Latencies of the foreground operations that completed.
-    pub latencies: Histogram,
+    pub latencies: Latencies,
     /// Foreground operations under way now; 0 if the driver doesn't know.
     pub queue_depth: u32,
     /// Bytes that resync moved: the larger of its reads and its writes.
@@ -198,11 +214,11 @@ pub struct Decision {
     pub rate_bytes_per_sec: Option<u64>,
     /// Why.
     pub limited_by: LimitedBy,
-    /// The target in force, once it is known.
+    /// The target in force, once it is known: of the kind of operation that is furthest from meeting its own.
     pub target_p99_us: Option<u64>,
-    /// The quiet baseline, once it is known.
+    /// The quiet baseline of that kind, once it is known.
     pub baseline_p99_us: Option<u64>,
-    /// Recent p99 of the foreground.
+    /// Recent p99 of that kind.
     pub p99_us: Option<u64>,
     /// Guests write faster than resync copies.
     pub losing_ground: bool,
@@ -235,8 +251,10 @@ pub struct Controller {
     /// Ticks on end with many operations over the target.
     bad_ticks: u32,
     quiet_ticks: u32,
-    recent: Histogram,
-    quiet: Histogram,
+    recent: Latencies,
+    quiet: Baseline,
+    /// Beside resync, with as long a memory as `quiet`.
+    beside: Latencies,
     /// Ticks since resync last moved more than a trace.
     resync_off_ticks: u32,
     /// Ticks without resync after which latencies count as quiet.
@@ -248,6 +266,8 @@ pub struct Controller {
     /// What probes took from the floor and isn't paid back.
     floor_debt_bytes: f64,
     critical: bool,
+    /// The foreground's target wasn't met when it was measured last.
+    missed: bool,
     ground: Ground,
     limited_by: LimitedBy,
 }
@@ -274,8 +294,9 @@ impl Controller {
             settle_ticks: 0,
             bad_ticks: 0,
             quiet_ticks: IDLE_TICKS,
-            recent: Histogram::default(),
-            quiet: Histogram::default(),
+            recent: Latencies::default(),
+            quiet: Baseline::default(),
+            beside: Latencies::default(),
             resync_off_ticks: 0,
             drain_ticks: PROBE_TICKS_MIN,
             since_probe: PROBE_EVERY,
@@ -283,6 +304,7 @@ impl Controller {
             baseline_operations_per_sec: 0.0,
             floor_debt_bytes: 0.0,
             critical: false,
+            missed: false,
             ground: Ground::default(),
             limited_by: LimitedBy::Nothing,
         }
@@ -337,7 +359,7 @@ impl Controller {
 
     /// How long silence must last to mean that the guests have gone.
     fn idle_ticks(&self) -> u32 {
-        let slow = self.recent.quantile_us(0.99).unwrap_or(0.0) * 2.0 / 100_000.0;
+        let slow = self.recent.guests().quantile_us(0.99).unwrap_or(0.0) * 2.0 / 100_000.0;
         (slow as u32).clamp(IDLE_TICKS, IDLE_TICKS_MAX)
     }
 
@@ -358,19 +380,20 @@ impl Controller {
             self.drain_ticks = PROBE_TICKS_MIN;
         }
         if self.resync_off_ticks <= PROBE_TICKS_MIN {
-            let longest = sample.latencies.quantile_us(1.0).unwrap_or(0.0) / (seconds * 1e6);
+            let longest = sample.latencies.longest_us() / (seconds * 1e6);
             self.drain_ticks = self.drain_ticks.max((2.0 * longest) as u32 + 2).min(DRAIN_TICKS_MAX);
         }
-        if self.resync_off_ticks < self.drain_ticks || sample.latencies.total() == 0.0 {
+        if sample.latencies.total() == 0.0 {
             return;
         }
-        let room = (QUIET_OPERATIONS_MAX - sample.latencies.total()).max(0.0);
-        if self.quiet.total() > room {
-            self.quiet.decay(room / self.quiet.total());
+        let memory = (self.operations_per_sec * QUIET_SECONDS).max(QUIET_OPERATIONS_MAX);
+        if self.resync_off_ticks < self.drain_ticks {
+            self.beside.learn(&sample.latencies, memory);
+            return;
         }
-        self.quiet.merge(&sample.latencies);
+        self.quiet.learn(&sample.latencies, sample.elapsed, memory);
         self.baseline_operations_per_sec = self.operations_per_sec;
-        if self.quiet.total() >= PROBE_OPERATIONS {
+        if self.quiet.operations() >= PROBE_OPERATIONS {
             self.since_probe = Duration::ZERO;
         }
     }
@@ -391,7 +414,7 @@ impl Controller {
     fn wake(&mut self) {
         self.searching = self.knee >= RATE_MAX;
         self.settle_ticks = 0;
-        if self.baseline().is_none() && self.policy.target_p99_us.is_none() {
+        if !self.quiet.is_known() && self.policy.target_p99_us.is_none() {
             self.rate = self.floor().max(START_BYTES_PER_SEC);
             self.phase = Phase::Probe { ticks: 0 };
             return;
@@ -406,7 +429,7 @@ impl Controller {
 
     fn probe(&mut self, ticks: u32, seconds: f64) {
         self.floor_debt_bytes += (self.floor() - self.probe_rate()).max(0.0) * seconds;
-        let enough = self.resync_off_ticks > self.drain_ticks && self.quiet.total() >= PROBE_OPERATIONS;
+        let enough = self.resync_off_ticks > self.drain_ticks && self.quiet.operations() >= PROBE_OPERATIONS;
         if (ticks >= PROBE_TICKS_MIN && enough) || ticks >= PROBE_TICKS_MAX {
             self.since_probe = Duration::ZERO;
             self.recent.clear();
@@ -420,18 +443,25 @@ impl Controller {
         let used = sample.resync_bytes as f64 / seconds;
         self.floor_debt_bytes = (self.floor_debt_bytes - (used - self.floor()).max(0.0) * seconds).max(0.0);
         self.correct_baseline();
-        let Some(target) = self.target_us() else {
+        if !self.quiet.is_known() && self.policy.target_p99_us.is_none() {
             // Operations are so rare that no baseline has come together: nobody is hurt who could be measured.
             return self.maybe_probe(sample);
-        };
+        }
         if self.settle_ticks > 0 {
             self.settle_ticks -= 1;
             return;
         }
-        let operations = sample.latencies.total();
-        let over = sample.latencies.above_us(target * AIM);
-        self.bad_ticks = if over > BAD_PART * operations { self.bad_ticks + 1 } else { 0 };
-        let allowances = (operations / 100.0 - over) / (operations.max(FINE_OPERATIONS) / 100.0);
+        let (mut operations, mut over, mut anyway) = (0.0, 0.0, 0.0);
+        for kind in Kind::ALL {
+            let latencies = sample.latencies.of(kind);
+            if let Some(target) = self.target_us(kind).filter(|_| latencies.total() > 0.0) {
+                operations += latencies.total();
+                over += latencies.above_us(target * AIM);
+                anyway += latencies.total() * self.quiet.part_over(kind, target * AIM).min(NOISE_MAX);
+            }
+        }
+        self.bad_ticks = if over > BAD_PART * operations + anyway { self.bad_ticks + 1 } else { 0 };
+        let allowances = (operations / 100.0 + anyway - over) / (operations.max(FINE_OPERATIONS) / 100.0);
         let step = FINE_GAIN * allowances.clamp(-FINE_OVERDRAWN_MAX, 1.0);
         // From what cap and floor let through, lest the state wind up beyond them.
         let effective = self.rate.clamp(self.floor(), self.cap());
@@ -446,18 +476,21 @@ impl Controller {
                 self.rate = effective * (1.0 + step);
             }
         } else if wants_more && self.bad_ticks == 0 {
-            self.rate = self.increased(effective, step, target);
+            self.rate = self.increased(effective, step);
         }
         self.maybe_probe(sample);
     }
 
-    /// Resync never makes guests faster: a baseline far above what they have beside it is wrong, or of another load.
+    /// Resync never makes guests faster: a baseline far above what they have had beside it is wrong, or of another load.
     fn correct_baseline(&mut self) {
-        if let (Some(baseline), Some(p99)) = (self.baseline(), self.recent.quantile_us(0.99))
-            && self.recent.total() >= 1.5 * QUIET_OPERATIONS_MIN
-            && p99 < 0.6 * baseline
-        {
-            self.quiet = self.recent.clone();
+        for kind in Kind::ALL {
+            let beside = self.beside.of(kind);
+            if beside.total() >= BESIDE_OPERATIONS_MIN
+                && let (Some(baseline), Some(p99)) = (self.quiet.p99_us(kind), beside.quantile_us(0.99))
+                && p99 < 0.8 * baseline
+            {
+                self.quiet.correct(kind, beside);
+            }
         }
     }
 
@@ -475,13 +508,17 @@ impl Controller {
         }
     }
 
-    fn increased(&mut self, effective: f64, step: f64, target: f64) -> f64 {
+    /// The kind that is furthest from meeting its target, and its p99 as a part of that target.
+    fn worst(&self) -> Option<(Kind, f64)> {
+        let measured = |kind: &Kind| self.recent.of(*kind).total() >= HEADROOM_OPERATIONS_MIN;
+        let part = |kind: Kind| Some((kind, self.recent.of(kind).quantile_us(0.99)? / self.target_us(kind)?));
+        Kind::ALL.into_iter().filter(measured).filter_map(part).max_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    fn increased(&mut self, effective: f64, step: f64) -> f64 {
         let fine = effective * (1.0 + step);
-        if self.recent.total() < HEADROOM_OPERATIONS_MIN {
-            return fine;
-        }
-        let Some(p99) = self.recent.quantile_us(0.99) else { return fine };
-        let headroom = (0.9 - p99 / target) / 0.9;
+        let Some((_, part)) = self.worst() else { return fine };
+        let headroom = (0.9 - part) / 0.9;
         if headroom <= 0.0 {
             return fine;
         }
@@ -507,12 +544,17 @@ impl Controller {
         let changed = now > then * 1.5 || now < then * 0.5;
         if self.since_probe >= PROBE_EVERY
             || changed && self.since_probe >= PROBE_EVERY_MIN
-            || self.quiet.total() < PROBE_OPERATIONS && self.since_probe >= PROBE_EVERY_MIN
+            || self.quiet.operations() < PROBE_OPERATIONS && self.since_probe >= PROBE_EVERY_MIN
         {
             // Another load makes the old baseline worthless; else it fades, but not below what a p99 needs.
-            let (least, operations) = if changed { (0.1, QUIET_OPERATIONS_MIN) } else { (0.5, PROBE_OPERATIONS) };
-            let keep = (2.0 * operations / self.quiet.total().max(1.0)).clamp(least, 1.0);
-            self.quiet.decay(keep);
+            let least = |operations: f64| (2.0 * operations / self.quiet.operations().max(1.0)).min(1.0);
+            if changed {
+                self.quiet.forget(least(QUIET_OPERATIONS_MIN).max(0.1));
+                self.beside.clear();
+            } else {
+                self.quiet.fade(least(PROBE_OPERATIONS).max(PROBE_KEEPS));
+                self.beside.decay(PROBE_KEEPS);
+            }
             self.resync_off_ticks = 0;
             self.phase = Phase::Probe { ticks: 0 };
         }
@@ -534,34 +576,40 @@ impl Controller {
         self.floor() / 8.0
     }
 
-    fn baseline(&self) -> Option<f64> {
-        if self.quiet.total() < QUIET_OPERATIONS_MIN { None } else { self.quiet.quantile_us(0.99) }
-    }
-
-    fn target_us(&self) -> Option<f64> {
+    fn target_us(&self, kind: Kind) -> Option<f64> {
         let inflation = self.policy.target_inflation;
         let inflation = if inflation.is_finite() { inflation.max(INFLATION_MIN) } else { 2.0 };
         let target = match self.policy.target_p99_us {
             Some(us) => us as f64,
-            None => self.baseline()? * inflation,
+            None => self.quiet.p99_us(kind)? * inflation,
         };
         Some(target.max(TARGET_US_MIN))
     }
 
     fn decision(&mut self) -> Decision {
+        let worst = self.worst();
+        if let Some((_, part)) = worst {
+            self.missed = part > 1.0;
+        }
         let (rate, limited_by) = self.bound();
         self.limited_by = limited_by;
+        // Before anything is measured: the kind that is best known.
+        let known = || {
+            Kind::ALL.into_iter().max_by(|a, b| self.quiet.operations_of(*a).total_cmp(&self.quiet.operations_of(*b)))
+        };
+        let kind = worst.map(|w| w.0).or_else(known).unwrap_or(Kind::SmallRead);
         Decision {
             rate_bytes_per_sec: rate,
             limited_by,
-            target_p99_us: self.target_us().map(|us| us as u64),
-            baseline_p99_us: self.baseline().map(|us| us as u64),
-            p99_us: self.recent.quantile_us(0.99).map(|us| us as u64),
+            target_p99_us: self.target_us(kind).map(|us| us as u64),
+            baseline_p99_us: self.quiet.p99_us(kind).map(|us| us as u64),
+            p99_us: self.recent.of(kind).quantile_us(0.99).map(|us| us as u64),
             losing_ground: self.ground.losing,
             probing: matches!(self.phase, Phase::Probe { .. }),
         }
     }
 
+    /// The rate in force and why.
     fn bound(&self) -> (Option<u64>, LimitedBy) {
         if self.policy.paused {
             return (Some(0), LimitedBy::Paused);
@@ -577,7 +625,7 @@ impl Controller {
                 if self.rate >= self.cap() {
                     (cap, LimitedBy::Cap)
                 } else if self.rate <= floor {
-                    (Some(floor as u64), LimitedBy::Floor)
+                    (Some(floor as u64), if self.missed { LimitedBy::Floor } else { LimitedBy::ForegroundLatency })
                 } else {
                     (Some(self.rate as u64), LimitedBy::ForegroundLatency)
                 }

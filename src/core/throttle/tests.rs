@@ -5,8 +5,8 @@ use super::*;
 const MIB: u64 = 1 << 20;
 
 fn sample(operations: u32, latency_us: u64, resync_bytes: u64) -> Sample {
-    let mut latencies = Histogram::default();
-    latencies.add_bucket(Histogram::bucket(latency_us), operations);
+    let mut latencies = Latencies::default();
+    latencies.add_bucket(Kind::SmallRead, Histogram::bucket(latency_us), operations);
     Sample { elapsed: Duration::from_millis(100), latencies, resync_bytes, resync_held_back: true, ..Sample::default() }
 }
 

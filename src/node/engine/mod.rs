@@ -3,6 +3,7 @@
 //! It takes events (messages, disk results, map changes, time), feeds them to the replicas of `core::replica`, and
 //! carries out their actions. Nothing here blocks on IO.
 
+mod foreground;
 mod map;
 mod reports;
 
@@ -192,6 +193,8 @@ pub struct Engine {
     replicas: HashMap<Key, Replica>,
     ticking: BTreeSet<Key>,
     requests: HashMap<u64, Pending>,
+    /// Parts of replicated writes under way here, since when; see [`foreground`].
+    applying: HashMap<(Key, u64), Instant>,
     next_request: u64,
     clients: HashMap<u64, Outbox>,
     /// (volume, incarnation, connection number) by channel, to cancel what a lost gateway asked for.
@@ -231,6 +234,7 @@ impl Engine {
             replicas,
             ticking: BTreeSet::new(),
             requests: HashMap::new(),
+            applying: HashMap::new(),
             next_request: 1,
             clients: HashMap::new(),
             client_sessions: HashMap::new(),
@@ -486,49 +490,6 @@ impl Engine {
         }
     }
 
-    // ---- clients ----
-
-    fn client(&mut self, conn: u64, key: Key, mut request: ClientRequest) {
-        let id = self.next_request;
-        self.next_request += 1;
-        let (bytes, write, measured) = match &request.op {
-            ClientOp::Read { len, .. } => (u64::from(*len), false, true),
-            ClientOp::Write { data, .. } => (data.len() as u64, true, true),
-            _ => (0, false, false),
-        };
-        self.requests.insert(id, Pending { conn, id: request.id, started: now(), bytes, write, measured, disk: key.0 });
-        if let ClientOp::Open = request.op {
-            let entry = (request.volume, request.incarnation, request.connection, key);
-            self.client_sessions.entry(conn).or_default().insert(entry);
-        }
-        request.id = id;
-        if self.replicas.contains_key(&key) {
-            self.feed(key, Input::Client(request));
-        } else {
-            self.reply(key, id, ClientReply::NotPrimary);
-        }
-    }
-
-    fn reply(&mut self, key: Key, request: u64, reply: ClientReply) {
-        let Some(pending) = self.requests.remove(&request) else { return };
-        if pending.measured && matches!(reply, ClientReply::Data(_) | ClientReply::Done { .. }) {
-            let latency = now().since(pending.started);
-            self.parts.throttle.observe_foreground(key.0, latency, pending.bytes, pending.write);
-            let c = &self.parts.counters;
-            let (ops, bytes, kind) = if pending.write {
-                (&c.writes, &c.write_bytes, Operation::Write)
-            } else {
-                (&c.reads, &c.read_bytes, Operation::Read)
-            };
-            ops.fetch_add(1, Ordering::Relaxed);
-            bytes.fetch_add(pending.bytes, Ordering::Relaxed);
-            self.parts.metrics.done(kind, pending.bytes, latency);
-        }
-        if let Some(outbox) = self.clients.get(&pending.conn) {
-            outbox.send(encode_reply(pending.id, reply));
-        }
-    }
-
     // ---- peers ----
 
     fn peer(&mut self, node: NodeId, session: Option<u64>, address: Address, message: PeerMessage) {
@@ -547,10 +508,12 @@ impl Engine {
         }
         let key = (address.to, address.pg);
         self.ensure(key);
+        self.foreground_begins(key, &message);
         self.feed(key, Input::Peer { from: address.from, message });
     }
 
     fn send(&mut self, key: Key, to: DiskId, message: PeerMessage) {
+        self.foreground_ends(key, &message);
         let address = Address { pg: key.1, to, from: key.0 };
         if let PeerMessage::Session(session) = &message {
             let Some(open) = self.sessions.get(&(key, to)) else { return };
@@ -667,11 +630,7 @@ impl Engine {
             }
         }
         drop(self.parts.control.send(ToCoordinator::Unreachable(self.unreachable.iter().copied().collect())));
-        for id in self.parts.disks.keys() {
-            let depth = self.requests.values().filter(|r| r.measured && r.disk == *id).count();
-            self.parts.throttle.set_queue_depth(*id, depth as u32);
-        }
-        self.parts.throttle.tick();
+        self.tick_throttle();
         self.watch_disks();
     }
 

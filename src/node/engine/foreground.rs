@@ -1,0 +1,89 @@
+//! Foreground: clients' requests and members' parts of replicated writes, and what the throttle is told of both.
+
+use super::*;
+use crate::core::throttle::Kind;
+
+/// Parts of replicated writes that are measured at once: primaries have hundreds in flight a PG; what is beyond goes
+/// unmeasured.
+const APPLYING_MAX: usize = 4096;
+/// One that isn't acked within this time never will be, or says nothing of the disk.
+const APPLYING_KEPT: Duration = Duration::from_secs(10);
+
+impl Engine {
+    pub(super) fn client(&mut self, conn: u64, key: Key, mut request: ClientRequest) {
+        let id = self.next_request;
+        self.next_request += 1;
+        let (bytes, write, measured) = match &request.op {
+            ClientOp::Read { len, .. } => (u64::from(*len), false, true),
+            ClientOp::Write { data, .. } => (data.len() as u64, true, true),
+            _ => (0, false, false),
+        };
+        self.requests.insert(id, Pending { conn, id: request.id, started: now(), bytes, write, measured, disk: key.0 });
+        if let ClientOp::Open = request.op {
+            let entry = (request.volume, request.incarnation, request.connection, key);
+            self.client_sessions.entry(conn).or_default().insert(entry);
+        }
+        request.id = id;
+        if self.replicas.contains_key(&key) {
+            self.feed(key, Input::Client(request));
+        } else {
+            self.reply(key, id, ClientReply::NotPrimary);
+        }
+    }
+
+    pub(super) fn reply(&mut self, key: Key, request: u64, reply: ClientReply) {
+        let Some(pending) = self.requests.remove(&request) else { return };
+        if pending.measured && matches!(reply, ClientReply::Data(_) | ClientReply::Done { .. }) {
+            let latency = now().since(pending.started);
+            let kind = Kind::of(pending.write, pending.bytes);
+            self.parts.throttle.observe_foreground(key.0, kind, latency, pending.bytes);
+            let c = &self.parts.counters;
+            let (ops, bytes, kind) = if pending.write {
+                (&c.writes, &c.write_bytes, Operation::Write)
+            } else {
+                (&c.reads, &c.read_bytes, Operation::Read)
+            };
+            ops.fetch_add(1, Ordering::Relaxed);
+            bytes.fetch_add(pending.bytes, Ordering::Relaxed);
+            self.parts.metrics.done(kind, pending.bytes, latency);
+        }
+        if let Some(outbox) = self.clients.get(&pending.conn) {
+            outbox.send(encode_reply(pending.id, reply));
+        }
+    }
+
+    /// A replicated write has come: from now to its ack it is this disk's foreground (both ends count).
+    pub(super) fn foreground_begins(&mut self, key: Key, message: &PeerMessage) {
+        if let PeerMessage::Replicate { sequence, .. } = message {
+            if self.applying.len() >= APPLYING_MAX {
+                // Those that were never acked: their configurations have gone.
+                let fresh = |at: &Instant| now().since(*at) < APPLYING_KEPT;
+                self.applying.retain(|_, at| fresh(at));
+            }
+            if self.applying.len() < APPLYING_MAX {
+                self.applying.insert((key, *sequence), now());
+            }
+        }
+    }
+
+    /// A member acks its part of a write.
+    pub(super) fn foreground_ends(&mut self, key: Key, message: &PeerMessage) {
+        if let PeerMessage::Applied { sequence, .. } = message
+            && let Some(began) = self.applying.remove(&(key, *sequence))
+        {
+            self.parts.throttle.observe_foreground(key.0, Kind::Apply, now().since(began), 0);
+        }
+    }
+
+    /// Tells the throttle what is under way and what copies have left, and runs its controllers.
+    pub(super) fn tick_throttle(&mut self) {
+        for id in self.parts.disks.keys() {
+            let depth = self.requests.values().filter(|r| r.measured && r.disk == *id).count();
+            self.parts.throttle.set_queue_depth(*id, depth as u32);
+            let of_disk = self.replicas.iter().filter(|(key, _)| key.0 == *id);
+            let left = of_disk.flat_map(|(_, r)| r.sessions()).map(|s| s.chunks_total.saturating_sub(s.chunks_done));
+            self.parts.throttle.set_backlog(*id, left.sum::<u64>().saturating_mul(CHUNK_BYTES));
+        }
+        self.parts.throttle.tick();
+    }
+}
