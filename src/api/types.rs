@@ -16,6 +16,8 @@
 //! | POST /v1/pgs/{id}/force-promote | [`ForcePromoteRequest`] | [`ForcePromoteReply`] |
 //! | POST /v1/plan | [`PlanRequest`] | [`PlanReply`] |
 //! | GET /v1/resync, PATCH /v1/resync | , [`ResyncSet`] | [`ResyncInfo`] |
+//! | GET /v1/jobs, /v1/jobs/{id} | | the jobs that are kept, newest first, or one: [`JobInfo`] |
+//! | POST /v1/jobs/{id}/pause, /resume, /cancel | | [`JobChanged`] |
 //! | GET /v1/events?after=N | | list of [`Event`] |
 //! | POST /v1/tokens | [`TokenCreate`] | [`TokenCreated`] |
 //! | POST /v1/join | [`JoinRequest`] (no bearer token: the join token is the proof) | [`JoinReply`] |
@@ -28,7 +30,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::cluster::{FailureDomain, Replica, ResyncClass, Stripe};
+use crate::core::cluster::{FailureDomain, JobState, Replica, ResyncClass, Stripe};
 use crate::core::ids::{DiskId, Generation, NodeId, PoolId, VolumeId};
 use crate::core::placement::Span;
 pub use crate::core::placement::{Question as PlanRequest, WhatIf as PlanReply};
@@ -107,6 +109,12 @@ pub struct ResyncStatus {
     pub cap_bytes_per_sec: Option<u64>,
     /// Paused by the operator.
     pub paused: bool,
+    /// The job that runs or is paused.
+    #[serde(default)]
+    pub job: Option<u64>,
+    /// That one is paused.
+    #[serde(default)]
+    pub job_paused: bool,
 }
 
 /// Foreground load as primaries see it.
@@ -456,6 +464,48 @@ pub struct SessionInfo {
     /// Set if it makes no progress although nothing holds it back.
     #[serde(default)]
     pub stalled: Option<StallInfo>,
+}
+
+/// A plan and what became of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobInfo {
+    /// Counts up over the cluster's life.
+    pub id: u64,
+    /// `running`, `paused`, `done`, `cancelled`, `superseded`.
+    pub state: JobState,
+    /// What made it necessary.
+    pub reason: String,
+    /// Who did that: `operator`, `coordinator`, a node's name.
+    pub actor: String,
+    /// Unix time, milliseconds.
+    pub started_unix_ms: u64,
+    /// Unix time, milliseconds; `null`: it hasn't ended.
+    pub ended_unix_ms: Option<u64>,
+    /// Moves planned.
+    pub moves_total: u64,
+    /// Copies that took their place.
+    pub moves_done: u64,
+    /// Moves that can't be made any more: the target was lost, or another copy came first.
+    pub moves_failed: u64,
+    /// Moves that the operator gave up.
+    pub moves_cancelled: u64,
+    /// Copies that run now.
+    pub moves_active: u64,
+    /// Bytes of the planned copies.
+    pub bytes_total: u64,
+    /// Of them, done: whole copies, and what the running ones have.
+    pub bytes_done: u64,
+    /// Drains and rebalances are held back until the topology changes or the job is resumed.
+    pub holds_back: bool,
+}
+
+/// What a change of a job did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobChanged {
+    /// One sentence.
+    pub message: String,
+    /// As it is now.
+    pub job: JobInfo,
 }
 
 /// A copy without progress.

@@ -12,6 +12,7 @@ use crate::api::types::*;
 use crate::core::cluster::command::{
     Command, Context, ForcePromote, Liveness, Outcome, PoolSpec, Refusal, RefusalKind,
 };
+use crate::core::cluster::state::state_word;
 use crate::core::cluster::{NodeAdminState, PgConfig, Replica};
 use crate::core::ids::{PgId, PoolId};
 use crate::core::manager::decide::{PgState, state_of};
@@ -25,7 +26,7 @@ use crate::net::identity::{Role, RoleKind, cert_pem};
 use crate::net::token::{JoinToken, TokenRecord};
 
 /// Who changes things through the API.
-const OPERATOR: &str = "operator";
+pub(super) const OPERATOR: &str = "operator";
 /// A join token lives for an hour unless said otherwise, and never longer than this.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 86_400);
@@ -82,6 +83,9 @@ impl Owner {
                 pgs: self.pg_infos(),
             }),
             AdminCall::Resync => json(&self.resync_info()),
+            AdminCall::Jobs => json(&self.job_infos()),
+            AdminCall::Job(id) => self.job(&id),
+            AdminCall::JobChange(id, change) => self.change_job(&id, change),
             AdminCall::Events { after } => json(&self.events.after(after)),
             AdminCall::Metrics => {
                 self.show_metrics();
@@ -91,7 +95,7 @@ impl Owner {
             AdminCall::PoolSet(name, request) => self.set_pool(&name, request),
             AdminCall::PoolDelete(name) => {
                 self.apply(OPERATOR, Command::DeletePool { pool: name.clone() })?;
-                self.manager.planning.touch(self.manager.now);
+                self.manager.planning.touch_for(self.manager.now, OPERATOR, format!("pool {name} was deleted"));
                 json(&Done { message: format!("pool {name} was deleted") })
             }
             AdminCall::VolumeCreate(request) => {
@@ -209,7 +213,7 @@ impl Owner {
             let pool = map.pools.values().find(|p| p.name == name).map(|p| p.id);
             let pgs: Vec<PgId> = map.pgs.keys().filter(|pg| Some(pg.pool) == pool).copied().collect();
             self.manager.runtime.no_grace.extend(pgs);
-            self.manager.planning.touch(self.manager.now);
+            self.manager.planning.touch_for(self.manager.now, OPERATOR, format!("pool {name} was changed"));
         }
         self.pool(name)
     }
@@ -236,7 +240,8 @@ impl Owner {
             let short: Vec<PgId> = self.manager.runtime.short_since.keys().copied().collect();
             self.manager.runtime.no_grace.extend(short);
         }
-        self.manager.planning.touch(self.manager.now);
+        let what = format!("node {name} is {}", state_word(state));
+        self.manager.planning.touch_for(self.manager.now, OPERATOR, what);
         self.node(name)
     }
 
@@ -306,7 +311,7 @@ impl Owner {
             }
             // Nobody who left is waited for.
             self.manager.runtime.no_grace.insert(pg);
-            self.manager.planning.touch(self.manager.now);
+            self.manager.planning.touch_for(self.manager.now, OPERATOR, format!("PG {pg} was force-promoted"));
             self.manager.touch_pgs();
         }
         json(&reply)

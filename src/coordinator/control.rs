@@ -167,7 +167,9 @@ impl Owner {
         let applied = self.apply(&node.to_string(), command).map_err(|e| e.to_string())?;
         if let Outcome::Disk(disk) = applied.outcome {
             self.manager.fresh_disks.insert(disk, self.manager.now);
-            self.manager.planning.touch(self.manager.now);
+            let name = self.node_name(node);
+            let what = format!("node {name} added disk {disk}");
+            self.manager.planning.touch_for(self.manager.now, &name, what);
             let reply = control::DiskAllocated { disk: disk.0 };
             self.effects.push(Effect::Send(id, wiring::frame(kind::DISK_ALLOCATED, &reply)));
         }

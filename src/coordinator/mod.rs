@@ -12,6 +12,7 @@ mod admin;
 mod control;
 mod events;
 mod files;
+mod jobs;
 mod owner;
 mod progress;
 mod session;

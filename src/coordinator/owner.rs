@@ -226,6 +226,7 @@ impl Owner {
 
     async fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), MetaError> {
         self.manager.begin(wiring::now());
+        self.manager.unix_ms = wiring::unix_ms();
         for input in inputs.drain(..) {
             self.handle(input);
         }

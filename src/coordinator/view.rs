@@ -6,7 +6,7 @@ use super::owner::{Figures, Owner};
 use super::progress::Left;
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
-use crate::core::cluster::{DiskAdminState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
+use crate::core::cluster::{DiskAdminState, JobState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
 use crate::core::ids::{DiskId, NodeId, PgId, VolumeId};
 use crate::core::manager::decide::{PgState, state_of};
 use crate::core::manager::force::disk_on_node;
@@ -229,6 +229,7 @@ impl Owner {
         for rejected in self.manager.planning.job.rejected.iter().take(5) {
             warnings.push(format!("{} can't be placed: {}.", rejected.what, rejected.reason.trim_end_matches('.')));
         }
+        warnings.extend(self.job_warning());
         if map.settings.resync.paused {
             warnings.push("Resync is paused: `evenkeel resync resume` lets it go on.".to_owned());
         }
@@ -249,7 +250,7 @@ impl Owner {
         self.figures.iter().filter(move |(n, _)| heard(n)).map(|(_, f)| f)
     }
 
-    fn sessions(&self) -> Vec<SessionInfo> {
+    pub(super) fn sessions(&self) -> Vec<SessionInfo> {
         let map = self.manager.state.map();
         let mut reported = BTreeMap::new();
         for s in self.live_figures().flat_map(|f| &f.last.1.sessions) {
@@ -336,7 +337,7 @@ impl Owner {
             self.manager.planning.job.moves.iter().filter(|m| !active.contains(&(m.pg.to_string(), m.to))).collect();
         let to_do = self.left_of(&sessions);
         let left = to_do.bytes();
-        let done: u64 = sessions.iter().map(|s| s.bytes_done).sum::<u64>() + self.manager.planning.job.bytes_finished;
+        let done: u64 = sessions.iter().map(|s| s.bytes_done).sum::<u64>() + self.job_bytes_done();
         let idle = sessions.is_empty() && waiting.is_empty();
         let rate = self.progress.per_sec();
         let eta = self.progress.eta(&to_do).filter(|_| !idle);
@@ -347,6 +348,7 @@ impl Owner {
         let most = limits.into_iter().max_by_key(|(_, n)| *n).map(|(l, _)| l);
         let limited_by = match most {
             _ if map.settings.resync.paused => "paused",
+            None if self.manager.planning.job.paused && !waiting.is_empty() => "paused",
             Some(l) => l,
             None if !waiting.is_empty() => "slots",
             None => "nothing",
@@ -363,6 +365,8 @@ impl Owner {
             limited_by: limited_by.to_owned(),
             cap_bytes_per_sec: map.settings.resync.cap_bytes_per_sec,
             paused: map.settings.resync.paused,
+            job: self.current_job().map(|j| j.id),
+            job_paused: self.current_job().is_some_and(|j| j.state == JobState::Paused),
         }
     }
 

@@ -419,10 +419,36 @@ pub enum ResyncCommand {
     /// Change limits; acts within a second and is kept
     #[command(after_help = "Examples:\n  evenkeel resync set --cap 20MiB/s\n  evenkeel resync set --cap none")]
     Set(ResyncSetArgs),
-    /// Stop all background copies; nothing is lost
-    Pause,
-    /// Go on
-    Resume,
+    /// The last 100 jobs: every plan that moved something, why, who asked for it, and what became of it
+    #[command(after_help = "Example:\n  evenkeel resync jobs -o json")]
+    Jobs {
+        /// Only one
+        #[arg(long, value_name = "N")]
+        job: Option<u64>,
+    },
+    /// Stop all background copies, or those of one job; nothing is lost
+    #[command(after_help = "Examples:\n  evenkeel resync pause\n  evenkeel resync pause --job 7")]
+    Pause {
+        /// Only the moves of this job
+        #[arg(long, value_name = "N")]
+        job: Option<u64>,
+    },
+    /// Go on; a cancelled job is planned anew
+    #[command(after_help = "Examples:\n  evenkeel resync resume\n  evenkeel resync resume --job 7")]
+    Resume {
+        /// Only this job
+        #[arg(long, value_name = "N")]
+        job: Option<u64>,
+    },
+    /// Give up a job's drains and rebalances; repairs of missing copies go on
+    ///
+    /// Half-made copies are removed. Nothing of it is planned again until the topology changes or the job is resumed.
+    #[command(after_help = "Example:\n  evenkeel resync cancel --job 7")]
+    Cancel {
+        /// Which job
+        #[arg(long, value_name = "N")]
+        job: u64,
+    },
 }
 
 /// `resync set`: at least one thing.
@@ -546,6 +572,12 @@ mod tests {
             "evenkeel meta export",
             "evenkeel resync set --cap 20MiB/s",
             "evenkeel resync set --cap none --target-p99-us 0",
+            "evenkeel resync jobs",
+            "evenkeel resync jobs --job 3 -o json",
+            "evenkeel resync pause",
+            "evenkeel resync pause --job 3",
+            "evenkeel resync resume --job 3",
+            "evenkeel resync cancel --job 3",
             "evenkeel token create",
             "evenkeel hash a b",
             "evenkeel completions bash",
@@ -575,6 +607,8 @@ mod tests {
             "evenkeel resync set",
             "evenkeel resync set --cap quick",
             "evenkeel resync set --target-inflation 0.5",
+            "evenkeel resync cancel",
+            "evenkeel resync pause --job all",
             "evenkeel hash",
             "evenkeel plan --foreground-share 1.5",
             "evenkeel simulate --map m.json --at 0s",

@@ -10,6 +10,7 @@
 pub mod check;
 pub mod command;
 pub mod delta;
+pub mod job;
 pub mod layout;
 mod pgs;
 pub mod state;
@@ -18,6 +19,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+
+pub use job::{Job, JobState};
 
 use super::ids::{BootId, ChunkId, ClusterId, DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
 use super::units::CHUNK_BYTES;
@@ -48,6 +51,8 @@ pub struct ClusterMap {
     pub pgs: BTreeMap<PgId, PgConfig>,
     /// Operator settings.
     pub settings: Settings,
+    /// The last plans and what became of them. Followers of the map don't get them.
+    pub jobs: BTreeMap<u64, Job>,
 }
 
 /// A host that runs one `evenkeel node` process.
@@ -270,7 +275,7 @@ impl ResyncClass {
 }
 
 /// A replica on its way in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Learner {
     /// The disk, at its boot.
     pub replica: Replica,
@@ -278,6 +283,8 @@ pub struct Learner {
     pub replaces: Option<DiskId>,
     /// Why.
     pub class: ResyncClass,
+    /// Nothing is copied to it until its job goes on; writes are forwarded all the same.
+    pub paused: bool,
 }
 
 /// A PG's configuration.

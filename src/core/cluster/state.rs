@@ -14,7 +14,7 @@ use super::command::{Applied, Command, Context, Happening, Outcome, PoolSpec, Re
 use super::delta::Versions;
 use super::layout;
 use super::{
-    ClusterMap, Disk, DiskAdminState, FailureDomain, Node, NodeAdminState, PgConfig, Pool, Replica, Settings, Volume,
+    ClusterMap, Disk, DiskAdminState, FailureDomain, Job, Node, NodeAdminState, PgConfig, Pool, Replica, Settings, Volume,
 };
 use crate::core::ids::{DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
 
@@ -129,6 +129,7 @@ pub(super) enum Record {
     Volume(Volume),
     Pg(PgConfig),
     Settings(Settings),
+    Job(Job),
 }
 
 fn put(map: &mut ClusterMap, key: RecordKey, record: Option<Record>) {
@@ -139,12 +140,14 @@ fn put(map: &mut ClusterMap, key: RecordKey, record: Option<Record>) {
         (_, Some(Record::Volume(v))) => drop(map.volumes.insert(v.id, v)),
         (_, Some(Record::Pg(c))) => drop(map.pgs.insert(c.pg, c)),
         (_, Some(Record::Settings(s))) => map.settings = s,
+        (_, Some(Record::Job(j))) => drop(map.jobs.insert(j.id, j)),
         (RecordKey::Node(id), None) => drop(map.nodes.remove(&id)),
         (RecordKey::Disk(id), None) => drop(map.disks.remove(&id)),
         (RecordKey::Pool(id), None) => drop(map.pools.remove(&id)),
         (RecordKey::Volume(id), None) => drop(map.volumes.remove(&id)),
         (RecordKey::Pg(id), None) => drop(map.pgs.remove(&id)),
         (RecordKey::Settings, None) => map.settings = Settings::default(),
+        (RecordKey::Job(id), None) => drop(map.jobs.remove(&id)),
     }
 }
 
@@ -170,11 +173,12 @@ impl<'a> Tx<'a> {
             Record::Volume(v) => RecordKey::Volume(v.id),
             Record::Pg(c) => RecordKey::Pg(c.pg),
             Record::Settings(_) => RecordKey::Settings,
+            Record::Job(j) => RecordKey::Job(j.id),
         };
         self.writes.insert(key, Some(record));
     }
 
-    fn remove(&mut self, key: RecordKey) {
+    pub(super) fn remove(&mut self, key: RecordKey) {
         self.writes.insert(key, None);
     }
 
@@ -342,6 +346,8 @@ impl<'a> Tx<'a> {
             Command::DropLearner { pg, replica } => self.drop_learner(pg, replica),
             Command::SetMembers { pg, base, truth, learners } => self.set_members(pg, base, truth, learners, context),
             Command::ForcePromote(force) => self.force_promote(force, context),
+            Command::PauseLearner { pg, replica, paused } => self.pause_learner(pg, replica, paused),
+            Command::PutJob(job) => self.put_job(*job),
         }
     }
 

@@ -116,7 +116,7 @@ impl Bed {
     }
 
     fn learner(&mut self, replica: Replica, replaces: Option<u32>) -> Result<Applied, Refusal> {
-        let learner = Learner { replica, replaces: replaces.map(DiskId), class: ResyncClass::Repair };
+        let learner = Learner { replica, replaces: replaces.map(DiskId), class: ResyncClass::Repair, paused: false };
         self.try_apply(Command::AddLearner { pg: PG, learner })
     }
 }
@@ -440,7 +440,7 @@ fn the_coordinator_promotes_members_only() {
 fn all_restarted_takes_one_member_at_its_new_boot() {
     let mut bed = Bed::new();
     let base = bed.config().generation;
-    let learner = |d| Learner { replica: replica(d, 2), replaces: None, class: ResyncClass::RepairCritical };
+    let learner = |d| Learner { replica: replica(d, 2), replaces: None, class: ResyncClass::RepairCritical, paused: false };
     let set = |truth, learners: Vec<Learner>| Command::SetMembers { pg: PG, base, truth, learners };
     for d in 1..=3 {
         bed.comes(replica(d, 2));
@@ -545,6 +545,7 @@ fn random_command(state: &ClusterState, world: &World, [op, a, b, c]: [u8; 4]) -
                 replica: any,
                 replaces: (a % 2 == 0).then_some(member.disk),
                 class: ResyncClass::Rebalance,
+                paused: false,
             },
         },
         17 => Command::DropLearner { pg, replica: learner },
@@ -605,7 +606,7 @@ proptest! {
 }
 
 fn force(bed: &Bed, chosen: Replica, learners: &[Replica], lossless: bool) -> Command {
-    let learner = |r: &Replica| Learner { replica: *r, replaces: None, class: ResyncClass::RepairCritical };
+    let learner = |r: &Replica| Learner { replica: *r, replaces: None, class: ResyncClass::RepairCritical, paused: false };
     Command::ForcePromote(crate::core::cluster::command::ForcePromote {
         pg: PG,
         base: bed.config().generation,

@@ -139,6 +139,7 @@ fn recover(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> Option<Com
         replica,
         replaces: None,
         class: ResyncClass::RepairCritical,
+        paused: false,
     });
     Some(Command::SetMembers { pg: config.pg, base: config.generation, truth, learners: learners.collect() })
 }
@@ -181,7 +182,7 @@ fn take_back(map: &ClusterMap, runtime: &Runtime, config: &PgConfig, pool: &Pool
         if counts.has_room(primary.disk, replica.disk) && !runtime.is_hung(replica.disk) {
             counts.learner(primary.disk, replica.disk);
             learning.insert(replica.disk);
-            out.push(Command::AddLearner { pg: config.pg, learner: Learner { replica, replaces, class } });
+            out.push(Command::AddLearner { pg: config.pg, learner: Learner { replica, replaces, class, paused: false } });
         }
     };
     for member in &config.members {

@@ -16,6 +16,7 @@
 mod attach;
 pub mod decide;
 pub mod force;
+pub mod jobs;
 pub mod plan;
 mod reports;
 pub mod runtime;
@@ -87,6 +88,8 @@ pub struct Manager {
     pub fresh_disks: BTreeMap<DiskId, Instant>,
     /// As of this turn.
     pub now: Instant,
+    /// The wall clock as of this turn, for people: when jobs began and ended.
+    pub unix_ms: u64,
     told: Vec<Told>,
     changed: BTreeSet<RecordKey>,
     standby: BTreeMap<VolumeId, VecDeque<Waiter>>,
@@ -108,6 +111,7 @@ impl Manager {
             pg_bytes: BTreeMap::new(),
             fresh_disks: BTreeMap::new(),
             now,
+            unix_ms: 0,
             told: Vec::new(),
             changed: BTreeSet::new(),
             standby: BTreeMap::new(),
@@ -247,7 +251,8 @@ impl Manager {
         let applied = self.apply(actor, Command::DiskFailed { disk });
         if applied.is_ok_and(|a| !a.changed.is_empty()) {
             self.runtime.no_grace.extend(touched);
-            self.planning.touch(self.now);
+            let what = format!("disk {} failed", force::disk_on_node(self.state.map(), disk));
+            self.planning.touch_for(self.now, COORDINATOR, what);
         }
     }
 
@@ -371,7 +376,8 @@ impl Manager {
         match judgement {
             Judgement::Up(n) => {
                 self.planned_as_lost.remove(&n);
-                self.planning.touch(self.now);
+                let what = format!("node {} answers again", name(&n));
+                self.planning.touch_for(self.now, COORDINATOR, what);
                 self.tell("node-up", COORDINATOR, format!("Node {} answers again.", name(&n)));
             }
             Judgement::Suspect(_) => {}
@@ -408,6 +414,7 @@ impl Manager {
         }
         let steps = self.planning.step(self.state.map(), &self.runtime, &self.pg_bytes, self.now);
         steps.into_iter().for_each(|c| self.apply_quietly(c));
+        self.follow_job();
         let reorders = self.planning.reorder(self.state.map(), &self.runtime, self.now);
         reorders.into_iter().for_each(|c| self.apply_quietly(c));
         self.forget_volumes();
@@ -442,32 +449,26 @@ impl Manager {
         let unplaced = self.planning.job.moves.is_empty()
             && now.since(self.planned_at) >= REPLAN_INTERVAL
             && self.runtime.short_since.values().any(|at| now.since(*at) >= grace);
-        if !lost.is_empty() || unplaced {
-            self.planning.touch(now);
+        for node in &lost {
+            let name = self.state.map().nodes.get(node).map_or_else(|| node.to_string(), |n| n.name.clone());
+            self.planning.touch_for(now, COORDINATOR, format!("node {name} is lost"));
+        }
+        if unplaced {
+            self.planning.touch_for(now, COORDINATOR, "placement groups still lack copies".to_owned());
         }
         self.fresh_disks.retain(|_, at| now.since(*at) < FRESH_DISK_KEPT);
         if !self.planning.take_due(&self.runtime, debounce, now) {
             return None;
         }
         self.planned_at = now;
-        Some(self.plan_input())
+        let input = self.plan_input();
+        self.planning.topology = jobs::topology_of(&input);
+        Some(input)
     }
 
     /// Everything that a plan depends on.
     pub fn plan_input(&self) -> place::Input {
         plan::input(self.state.map(), &self.runtime, &self.pg_bytes, self.now)
-    }
-
-    /// The planner is done.
-    pub fn handle_planned(&mut self, plan: place::Plan) {
-        let (moves, bytes) = (plan.totals.moves, plan.totals.bytes);
-        let id = self.planning.job.id + 1;
-        if moves > 0 {
-            self.tell("plan", COORDINATOR, format!("Plan {id} has {moves} moves of {bytes} bytes."));
-        }
-        for drop in self.planning.handle_planned(self.state.map(), plan) {
-            self.apply_quietly(drop);
-        }
     }
 
     /// True once in a while: then call [`Manager::purges_due`].

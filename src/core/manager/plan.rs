@@ -29,6 +29,8 @@ pub const PG_REPLICAS_PER_DISK: u32 = 100;
 const REORDERS_MAX: usize = 3;
 /// A reorder that nobody reports as served is taken as done.
 const REORDER_GIVEN_UP: Duration = Duration::from_secs(5);
+/// Changes that a job's reason names.
+const TRIGGERS_MAX: usize = 4;
 /// A change that keeps coming delays a plan by at most so many debounces.
 const DEBOUNCES_MAX: u32 = 5;
 
@@ -47,21 +49,34 @@ pub struct JobMove {
     pub class: ResyncClass,
 }
 
-/// A frozen plan and its progress.
+/// A frozen plan and its progress. Its record is in the map (`core/cluster/job`).
 #[derive(Clone, Debug, Default)]
 pub struct Job {
-    /// Rises with each plan of this coordinator's process.
+    /// The record's; 0: no plan has needed one yet.
     pub id: u64,
+    /// Nothing of it starts, and what runs is held back.
+    pub paused: bool,
     /// What is still wanted, running moves included.
     pub moves: Vec<JobMove>,
     /// Who should be primary where.
     pub primaries: BTreeMap<PgId, DiskId>,
-    /// Of moves that are done.
-    pub bytes_finished: u64,
+    /// What the moves came to that the record doesn't count yet.
+    pub ended: Ended,
     /// What the plan could not do.
     pub rejected: Vec<place::Rejected>,
     /// Bytes for which there is no room.
     pub missing_capacity_bytes: u64,
+}
+
+/// Moves that ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// The copy took its place.
+    pub done: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// It can't be made any more.
+    pub failed: u64,
 }
 
 /// When to plan, the job, and changes of primaries in flight.
@@ -71,6 +86,12 @@ pub struct Planning {
     pub job: Job,
     /// First and last change that no plan has seen.
     dirty: Option<(Instant, Instant)>,
+    /// What these changes were: who, and in a few words.
+    pub(super) triggers: Vec<(String, String)>,
+    /// What the plan that is being made is for: see [`jobs::topology_of`](super::jobs::topology_of).
+    pub(super) topology: u64,
+    /// A plan was made since this coordinator started: the job's moves are known.
+    pub(super) is_known: bool,
     /// A planner runs.
     pub running: bool,
     reorders: Vec<Reorder>,
@@ -90,6 +111,14 @@ impl Planning {
         self.dirty = Some((self.dirty.map_or(now, |d| d.0), now));
     }
 
+    /// The topology changed, and this is how.
+    pub fn touch_for(&mut self, now: Instant, actor: &str, what: String) {
+        self.touch(now);
+        if self.triggers.len() < TRIGGERS_MAX && self.triggers.iter().all(|(_, t)| *t != what) {
+            self.triggers.push((actor.to_owned(), what));
+        }
+    }
+
     /// A plan waits for its debounce, or is being made.
     pub fn is_pending(&self) -> bool {
         self.dirty.is_some() || self.running
@@ -106,9 +135,9 @@ impl Planning {
         due
     }
 
-    /// The planner is done. Gives the learners that the new job doesn't want.
-    pub fn handle_planned(&mut self, map: &ClusterMap, plan: place::Plan) -> Vec<Command> {
-        self.running = false;
+    /// The planner is done. Gives the learners that the job doesn't want any more.
+    pub fn handle_planned(&mut self, map: &ClusterMap, plan: place::Plan, id: u64, paused: bool) -> Vec<Command> {
+        (self.running, self.is_known) = (false, true);
         let moves: Vec<JobMove> = plan.moves.iter().map(job_move).collect();
         let wanted: BTreeSet<(PgId, DiskId)> = moves.iter().map(|m| (m.pg, m.to)).collect();
         let mut drops = Vec::new();
@@ -121,8 +150,9 @@ impl Planning {
             }
         }
         self.job = Job {
-            id: self.job.id + 1,
-            bytes_finished: 0,
+            id,
+            paused,
+            ended: Ended::default(),
             primaries: plan.target.iter().filter_map(|r| Some((r.pg, *r.disks.first()?))).collect(),
             moves,
             rejected: plan.rejected,
@@ -150,24 +180,30 @@ impl Planning {
         bytes: &BTreeMap<PgId, u64>,
         now: Instant,
     ) -> Vec<Command> {
-        let mut finished = 0;
+        let mut ended = self.job.ended;
         let mut overtaken = false;
         self.job.moves.retain(|m| {
-            let Some(config) = map.pgs.get(&m.pg) else { return false };
+            let Some(config) = map.pgs.get(&m.pg) else {
+                ended.failed += 1;
+                return false;
+            };
             let done = config.members.iter().any(|r| r.disk == m.to);
-            finished += if done { m.bytes } else { 0 };
             let moot = !done && fills_no_gap(map, runtime, m, config);
             // A copy that was under way to this disk for another reason took another member's place.
             let stayed = done && m.from.is_some_and(|d| d != m.to && config.members.iter().any(|r| r.disk == d));
             overtaken |= moot || stayed;
-            !done && !moot && !is_given_up(map, m.to)
+            let wanted = !done && !moot && !is_given_up(map, m.to);
+            ended.done += u64::from(done);
+            ended.bytes += if done { m.bytes } else { 0 };
+            ended.failed += u64::from(!done && !wanted);
+            wanted
         });
-        self.job.bytes_finished += finished;
+        self.job.ended = ended;
         if overtaken {
             // It would never start, or is not what was planned; nothing else of the job says where this PG belongs now.
-            self.touch(now);
+            self.touch_for(now, super::COORDINATOR, "a move was overtaken by another copy".to_owned());
         }
-        if map.settings.resync.paused || self.job.moves.is_empty() || !runtime.is_settled() {
+        if map.settings.resync.paused || self.job.paused || self.job.moves.is_empty() || !runtime.is_settled() {
             return Vec::new();
         }
         let planned = self.targets();
@@ -288,7 +324,7 @@ fn startable(
         // A live copy moves: not while another is missing.
         Some(old) if runtime.is_live(old) => {
             let class = if short { return None } else { m.class };
-            Some((Learner { replica, replaces: Some(old.disk), class }, source))
+            Some((Learner { replica, replaces: Some(old.disk), class, paused: false }, source))
         }
         _ if !short => None,
         leaves => {
@@ -298,7 +334,7 @@ fn startable(
                 return None;
             }
             let class = if live <= 1 { ResyncClass::RepairCritical } else { ResyncClass::Repair };
-            Some((Learner { replica, replaces: leaves.map(|r| r.disk).or_else(dead), class }, source))
+            Some((Learner { replica, replaces: leaves.map(|r| r.disk).or_else(dead), class, paused: false }, source))
         }
     }
 }
