@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::cluster::{FailureDomain, JobState, Replica, ResyncClass, Stripe};
 use crate::core::ids::{DiskId, Generation, NodeId, PoolId, VolumeId};
+pub use crate::core::placement::NamedMissing;
 use crate::core::placement::Span;
 pub use crate::core::placement::{Question as PlanRequest, WhatIf as PlanReply};
 
@@ -66,6 +67,12 @@ pub struct Status {
     pub capacity_bytes: u64,
     /// A plan waits for its debounce.
     pub plan_pending: bool,
+    /// Bytes of copies for which there is no room.
+    #[serde(default)]
+    pub missing_capacity_bytes: u64,
+    /// The same by pool and failure domain.
+    #[serde(default)]
+    pub missing_capacity: Vec<NamedMissing>,
 }
 
 /// PG states: clean + degraded + unavailable = total.
@@ -262,6 +269,9 @@ pub struct PoolSet {
     pub min_replicas: Option<u32>,
     /// Where two copies may not meet.
     pub failure_domain: Option<FailureDomain>,
+    /// Disks of this class only; `any`: of any.
+    #[serde(default)]
+    pub class: Option<String>,
     /// `flush` or `write`.
     pub durability: Option<String>,
 }
@@ -291,6 +301,73 @@ pub struct VolumeInfo {
     pub pgs: PgCounts,
     /// Disks that hold its copies.
     pub disks: Vec<DiskId>,
+    /// How safe its chunks are; of one volume alone, not in lists.
+    #[serde(default)]
+    pub redundancy: Option<VolumeRedundancy>,
+}
+
+/// How safe a volume's chunks are. A chunk stands as its PG does; what was never written counts too.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VolumeRedundancy {
+    /// All chunks.
+    pub chunks: ChunkCounts,
+    /// The same in bytes of the volume.
+    pub bytes: ChunkCounts,
+    /// Its PGs.
+    pub pgs: Vec<VolumePg>,
+    /// Until every chunk has all its copies where they belong; `null`: it is so, or nobody works at it.
+    pub eta_seconds: Option<Span>,
+    /// Why nobody does, in words; empty: all is well, or under way.
+    pub waits_for: String,
+}
+
+/// clean + degraded + unavailable = total.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkCounts {
+    /// All.
+    pub total: u64,
+    /// With all their copies.
+    pub clean: u64,
+    /// Served, with fewer.
+    pub degraded: u64,
+    /// Not served now.
+    pub unavailable: u64,
+    /// Clean, but about to move.
+    pub misplaced: u64,
+}
+
+impl ChunkCounts {
+    /// Counts `n` more in a state, as [`PgInfo::state`] has it.
+    pub fn add(&mut self, state: &str, misplaced: bool, n: u64) {
+        self.total += n;
+        match state {
+            "clean" => self.clean += n,
+            "degraded" => self.degraded += n,
+            _ => self.unavailable += n,
+        }
+        self.misplaced += if misplaced { n } else { 0 };
+    }
+}
+
+/// A PG of a volume.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VolumePg {
+    /// Id.
+    pub pg: String,
+    /// As in [`PgInfo`].
+    pub state: String,
+    /// Clean, but the plan wants it elsewhere.
+    pub misplaced: bool,
+    /// Chunks of this volume in it.
+    pub chunks: u64,
+    /// Bytes of this volume in it.
+    pub bytes: u64,
+    /// Disks with a copy that counts, the primary first.
+    pub disks: Vec<DiskId>,
+    /// Of them, those that don't answer.
+    pub missing: Vec<DiskId>,
+    /// Disks that copies are on their way to, and how much of each is there, from 0 to 1.
+    pub copying: Vec<(DiskId, f64)>,
 }
 
 /// Creates a volume.
@@ -302,6 +379,9 @@ pub struct VolumeCreate {
     pub size_bytes: u64,
     /// Default: the pool named `default`.
     pub pool: Option<String>,
+    /// Resync priority; default 0.
+    #[serde(default)]
+    pub priority: Option<i32>,
 }
 
 /// Changes a volume; what is absent stays.

@@ -32,7 +32,8 @@ fn render(jobs: &[JobInfo]) -> String {
     if jobs.is_empty() {
         return "there was no job yet: nothing had to move\n".to_owned();
     }
-    let titles = [">JOB", "STATE", "STARTED", ">TOOK", ">MOVES", ">FAILED", ">GIVEN UP", ">COPIED", ">OF", "BY", "REASON"];
+    let titles =
+        [">JOB", "STATE", "STARTED", ">TOOK", ">MOVES", ">FAILED", ">GIVEN UP", ">COPIED", ">OF", "BY", "REASON"];
     let mut table = Table::new(&titles);
     for job in jobs {
         let took = job.ended_unix_ms.map(|end| end.saturating_sub(job.started_unix_ms) as f64 / 1000.0);

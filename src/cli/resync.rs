@@ -8,11 +8,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::api::types::{ResyncInfo, ResyncSet, SessionInfo};
 use crate::core::units::HumanBytes;
 
-use super::{Session, jobs};
 use super::args::ResyncCommand;
 use super::out::{self, Table};
 use super::signals::Stop;
 use super::status::resync_line;
+use super::{Session, jobs};
 
 /// `resync …`.
 pub fn resync(session: &Session, command: ResyncCommand) -> anyhow::Result<()> {

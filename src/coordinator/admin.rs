@@ -10,7 +10,7 @@ use super::{stop, whatif, wiring};
 use crate::api::calls::{AdminCall, AdminMessage, Answer, CallFailed};
 use crate::api::types::*;
 use crate::core::cluster::command::{
-    Command, Context, ForcePromote, Liveness, Outcome, PoolSpec, Refusal, RefusalKind,
+    Command, Context, ForcePromote, Liveness, Outcome, PoolChange, PoolSpec, Refusal, RefusalKind,
 };
 use crate::core::cluster::state::state_word;
 use crate::core::cluster::{NodeAdminState, PgConfig, Replica};
@@ -27,6 +27,8 @@ use crate::net::token::{JoinToken, TokenRecord};
 
 /// Who changes things through the API.
 pub(super) const OPERATOR: &str = "operator";
+/// What stands for no class in particular.
+const ANY_CLASS: &str = "any";
 /// A join token lives for an hour unless said otherwise, and never longer than this.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 86_400);
@@ -100,8 +102,11 @@ impl Owner {
             }
             AdminCall::VolumeCreate(request) => {
                 let pool = request.pool.unwrap_or_else(|| "default".to_owned());
-                let (name, size_bytes) = (request.name, request.size_bytes);
+                let (name, size_bytes, priority) = (request.name, request.size_bytes, request.priority);
                 self.apply(OPERATOR, Command::CreateVolume { name: name.clone(), pool, size_bytes })?;
+                if let Some(priority) = priority {
+                    self.apply(OPERATOR, Command::SetVolume { volume: name.clone(), priority })?;
+                }
                 self.volume(&name)
             }
             AdminCall::VolumeSet(name, request) => {
@@ -153,7 +158,8 @@ impl Owner {
     fn volume(&self, name: &str) -> Answer {
         let found = self.manager.state.map().volumes.values().find(|v| v.name == name);
         let unknown = || Refusal::Unknown { what: "volume", name: name.to_owned() };
-        json(&self.volume_info(found.ok_or_else(unknown)?))
+        let volume = found.ok_or_else(unknown)?;
+        json(&VolumeInfo { redundancy: Some(self.redundancy(volume)), ..self.volume_info(volume) })
     }
 
     fn create_pool(&mut self, request: PoolCreate) -> Answer {
@@ -200,14 +206,15 @@ impl Owner {
     }
 
     fn set_pool(&mut self, name: &str, request: PoolSet) -> Answer {
-        let command = Command::SetPool {
+        let change = PoolChange {
             pool: name.to_owned(),
             replicas: request.replicas,
             min_replicas: request.min_replicas,
             failure_domain: request.failure_domain,
+            class: request.class.map(|c| if c == ANY_CLASS { String::new() } else { c }),
             durable_writes: durability(request.durability.as_deref())?,
         };
-        let applied = self.apply(OPERATOR, command)?;
+        let applied = self.apply(OPERATOR, Command::SetPool(change))?;
         if !applied.changed.is_empty() {
             let map = self.manager.state.map();
             let pool = map.pools.values().find(|p| p.name == name).map(|p| p.id);

@@ -14,7 +14,7 @@ use crate::core::cluster::Replica;
 use crate::core::cluster::command::{Change, Command, Outcome};
 use crate::core::ids::{BootId, DiskId, Generation, NodeId, PgId, VolumeId};
 use crate::core::manager::runtime::ConnId;
-use crate::core::manager::{Attachment, Copy, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
+use crate::core::manager::{Attachment, Copy, Copying, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
 use crate::core::units::Instant;
 use crate::net::identity::Role;
 use crate::wire::control::{self, AttachOutcome, ProposeKind, kind};
@@ -201,6 +201,8 @@ impl Owner {
     fn node_stats(&mut self, node: NodeId, m: control::Stats) {
         self.manager.handle_report(node, report(&m));
         self.totals.handle_report(node, m.process, &m.resync_written_bytes);
+        let written = m.resync_written_bytes.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+        self.progress.handle_report(node, m.process, written, self.manager.now);
         let last = (self.manager.now, m);
         let before = self.figures.remove(&node).map(|f| f.last);
         self.figures.insert(node, Figures { last, before });
@@ -311,6 +313,16 @@ fn registration(m: &control::Register) -> Registration {
     Registration { node: NodeId(m.node), process: m.process, pid: m.pid, disks }
 }
 
+fn copying(s: &control::SessionStats) -> Copying {
+    Copying {
+        pg: PgId::from_u64(s.pg),
+        to: DiskId(s.learner),
+        bytes_done: s.bytes_done,
+        bytes_total: s.bytes_total,
+        paused: s.limited_by == "paused",
+    }
+}
+
 fn report(m: &control::Stats) -> Report {
     let disk = |d: &control::DiskStats| ReportedDisk {
         disk: DiskId(d.disk),
@@ -329,5 +341,6 @@ fn report(m: &control::Stats) -> Report {
         copies: m.copies.iter().filter_map(copy_of).collect(),
         serving: m.serving_pgs.iter().map(|pg| PgId::from_u64(*pg)).collect(),
         lagging: m.lagging.iter().map(|l| (DiskId(l.disk), l.pgs, l.oldest_ms)).collect(),
+        copying: m.sessions.iter().map(copying).collect(),
     }
 }

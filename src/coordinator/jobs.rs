@@ -106,6 +106,7 @@ impl Owner {
 }
 
 fn job_id(text: &str) -> Result<u64, CallFailed> {
-    let wrong = || CallFailed::new(400, format!("{text:?} is no job: write its number, as `evenkeel resync jobs` shows it"));
+    let wrong =
+        || CallFailed::new(400, format!("{text:?} is no job: write its number, as `evenkeel resync jobs` shows it"));
     text.parse().map_err(|_| wrong())
 }

@@ -15,6 +15,7 @@ mod files;
 mod jobs;
 mod owner;
 mod progress;
+mod redundancy;
 mod session;
 mod stop;
 mod totals;

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::owner::{Figures, Owner};
-use super::progress::Left;
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
 use crate::core::cluster::{DiskAdminState, JobState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
 use crate::core::ids::{DiskId, NodeId, PgId, VolumeId};
 use crate::core::manager::decide::{PgState, state_of};
 use crate::core::manager::force::disk_on_node;
-use crate::core::manager::plan::{FULL_RATIO, NEAR_FULL_RATIO};
+use crate::core::manager::plan::{self, FULL_RATIO, NEAR_FULL_RATIO};
 use crate::core::manager::runtime::Life;
+use crate::core::placement as place;
 use crate::core::replica::StallReason;
 use crate::core::units::HumanBytes;
 use crate::wire::control::SessionStats;
@@ -19,6 +19,8 @@ use crate::wire::control::SessionStats;
 /// Below this cap a learner may wait for its throttle longer than a session without progress counts as stalled: what is on
 /// the way of one (4 MiB) takes more than 4 s.
 const SLOW_CAP_BYTES_PER_SEC: u64 = 1 << 20;
+/// Failure domains without room that health names.
+const MISSING_SHOWN: usize = 5;
 /// Stalled copies that health names.
 const STALLS_SHOWN: usize = 5;
 
@@ -92,6 +94,19 @@ impl Owner {
         self.manager.state.map().nodes.get(&node).map_or_else(|| node.to_string(), |n| n.name.clone())
     }
 
+    /// For what the plan found no room, and where.
+    fn missing_capacity(&self) -> Vec<NamedMissing> {
+        let missing = &self.manager.planning.job.missing_capacity;
+        if missing.is_empty() {
+            return Vec::new();
+        }
+        let (map, runtime) = (self.manager.state.map(), &self.manager.runtime);
+        let topology = plan::topology(map, runtime, self.manager.now);
+        let pools = map.pools.values().map(plan::pool_spec).collect();
+        let map = super::whatif::named(place::Input { topology, pools, ..place::Input::default() }, map);
+        missing.iter().map(|m| map.missing(m)).collect()
+    }
+
     /// Counts of states over PGs.
     pub(super) fn pg_counts<'a>(&self, pgs: impl Iterator<Item = &'a PgConfig>) -> PgCounts {
         let moving = self.manager.planning.misplaced();
@@ -122,6 +137,7 @@ impl Owner {
             state: self.node_state(n).to_owned(),
         });
         let lagging = self.manager.runtime.lagging();
+        let missing_capacity = self.missing_capacity();
         let disks = map.disks.values().map(|d| {
             let load = loads.get(&d.id).copied().unwrap_or_default();
             DiskStatus {
@@ -151,6 +167,8 @@ impl Owner {
             used_bytes: disks.iter().filter(usable).map(|d| d.used_bytes).sum(),
             capacity_bytes: disks.iter().filter(usable).map(|d| d.capacity_bytes).sum(),
             disks,
+            missing_capacity_bytes: missing_capacity.iter().map(|m| m.bytes).sum(),
+            missing_capacity,
             plan_pending: self.manager.planning.is_pending()
                 || !self.manager.fresh_disks.is_empty()
                 || !self.manager.runtime.is_settled(),
@@ -195,9 +213,15 @@ impl Owner {
                 ));
             }
         }
-        if self.manager.planning.job.missing_capacity_bytes > 0 {
-            let missing = HumanBytes(self.manager.planning.job.missing_capacity_bytes);
-            warnings.push(format!("There is no room for {missing} of copies: add disks of at least that size."));
+        let missing = self.missing_capacity();
+        if !missing.is_empty() {
+            let all: Vec<String> = missing.iter().take(MISSING_SHOWN).map(ToString::to_string).collect();
+            let more = missing.len().saturating_sub(MISSING_SHOWN);
+            let more = if more > 0 { format!(", and in {more} more places") } else { String::new() };
+            warnings.push(format!(
+                "There is no room for copies: {}{more} are missing below the backfill limit. Add disks there.",
+                all.join(", ")
+            ));
         }
         for node in map.nodes.values() {
             let name = &node.name;
@@ -224,6 +248,14 @@ impl Owner {
             warnings.push(format!(
                 "{} placement groups have fewer copies than wanted: they are repaired when their nodes return, or elsewhere after the grace.",
                 pgs.degraded
+            ));
+        }
+        for (disk, pace, median) in self.manager.runtime.pace.slow() {
+            warnings.push(format!(
+                "Disk {} takes copies at {}/s, others at {}/s: it gets one at a time; look at the disk and its network.",
+                disk_on_node(map, disk),
+                HumanBytes(pace),
+                HumanBytes(median)
             ));
         }
         for rejected in self.manager.planning.job.rejected.iter().take(5) {
@@ -308,39 +340,16 @@ impl Owner {
         })
     }
 
-    /// What is left to copy, by disk.
-    pub(super) fn left(&self) -> Left {
-        self.left_of(&self.sessions())
-    }
-
-    fn left_of(&self, sessions: &[SessionInfo]) -> Left {
-        let mut left = Left::default();
-        let mut active = BTreeSet::new();
-        for s in sessions {
-            left.add(Some(s.from), s.to, s.bytes_total.saturating_sub(s.bytes_done), true);
-            active.insert((s.pg.as_str(), s.to));
-        }
-        for m in &self.manager.planning.job.moves {
-            if !active.contains(&(m.pg.to_string().as_str(), m.to)) {
-                let config = self.manager.state.map().pgs.get(&m.pg);
-                left.add(config.and_then(|c| c.primary()).map(|p| p.disk), m.to, m.bytes, false);
-            }
-        }
-        left
-    }
-
     fn resync_status(&self) -> ResyncStatus {
         let map = self.manager.state.map();
         let sessions = self.sessions();
-        let active: BTreeSet<(String, DiskId)> = sessions.iter().map(|s| (s.pg.clone(), s.to)).collect();
-        let waiting: Vec<_> =
-            self.manager.planning.job.moves.iter().filter(|m| !active.contains(&(m.pg.to_string(), m.to))).collect();
-        let to_do = self.left_of(&sessions);
+        let waiting = self.waiting(&sessions);
+        let to_do = self.left_of(&sessions, &waiting);
         let left = to_do.bytes();
         let done: u64 = sessions.iter().map(|s| s.bytes_done).sum::<u64>() + self.job_bytes_done();
         let idle = sessions.is_empty() && waiting.is_empty();
-        let rate = self.progress.per_sec();
-        let eta = self.progress.eta(&to_do).filter(|_| !idle);
+        let rate = self.progress.per_sec(self.manager.now);
+        let eta = self.progress.eta(&to_do, self.manager.now).filter(|_| !idle && !self.is_held_back());
         let mut limits: BTreeMap<&str, usize> = BTreeMap::new();
         for s in &sessions {
             *limits.entry(s.limited_by.as_str()).or_default() += 1;
@@ -489,6 +498,7 @@ impl Owner {
             stripes: volume.stripes.clone(),
             pgs,
             disks: disks.into_iter().collect(),
+            redundancy: None,
         }
     }
 

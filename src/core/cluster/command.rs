@@ -76,19 +76,8 @@ pub enum Command {
         /// Members of each PG, primary first.
         members: Vec<Vec<Replica>>,
     },
-    /// Changes a pool; what is `None` stays.
-    SetPool {
-        /// Name.
-        pool: String,
-        /// Copies.
-        replicas: Option<u32>,
-        /// Copies without which IO waits.
-        min_replicas: Option<u32>,
-        /// Where two copies may not meet.
-        failure_domain: Option<FailureDomain>,
-        /// Each ack is stable.
-        durable_writes: Option<bool>,
-    },
+    /// Changes a pool.
+    SetPool(PoolChange),
     /// Removes an empty pool.
     DeletePool {
         /// Name.
@@ -246,6 +235,23 @@ pub struct PoolSpec {
     pub pg_count: u32,
     /// Each ack is stable.
     pub durable_writes: bool,
+}
+
+/// What changes about a pool; what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolChange {
+    /// Name.
+    pub pool: String,
+    /// Copies.
+    pub replicas: Option<u32>,
+    /// Copies without which IO waits.
+    pub min_replicas: Option<u32>,
+    /// Where two copies may not meet.
+    pub failure_domain: Option<FailureDomain>,
+    /// Class; empty: any.
+    pub class: Option<String>,
+    /// Each ack is stable.
+    pub durable_writes: Option<bool>,
 }
 
 /// A primary's proposal (R3).
@@ -425,6 +431,10 @@ pub enum Refusal {
         "pool {pool:?} wants {replicas} replicas in separate failure domains, but only {found} could be placed: add nodes, or create it with fewer replicas"
     )]
     TooFewDomains { pool: String, replicas: u32, found: usize },
+    #[error(
+        "pool {pool:?} wants {replicas} replicas in separate failure domains, but disks of class {class:?} are in only {found}: add disks of that class first (classes that there are: {known})"
+    )]
+    ClassTooSmall { pool: String, class: String, replicas: u32, found: usize, known: String },
     #[error("pool {pool:?} still has {volumes} volumes: delete them first")]
     PoolInUse { pool: String, volumes: usize },
     #[error("a size of {0} bytes is not a positive multiple of 512: round it up")]

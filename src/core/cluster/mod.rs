@@ -13,6 +13,7 @@ pub mod delta;
 pub mod job;
 pub mod layout;
 mod pgs;
+mod pools;
 pub mod state;
 
 use std::collections::BTreeMap;
@@ -209,6 +210,20 @@ impl Volume {
         self.size_bytes.div_ceil(CHUNK_BYTES) as u32
     }
 
+    /// How many of its chunks lie in each of its PGs.
+    pub fn chunks_by_pg(&self) -> BTreeMap<PgId, u64> {
+        let mut chunks = BTreeMap::new();
+        for (i, stripe) in self.stripes.iter().enumerate() {
+            let end = self.stripes.get(i + 1).map_or(self.chunk_count(), |s| s.first_chunk).min(self.chunk_count());
+            let (count, pgs) = (u64::from(end.saturating_sub(stripe.first_chunk)), stripe.pgs.len() as u64);
+            for (at, index) in stripe.pgs.iter().enumerate() {
+                let these = count / pgs + u64::from((at as u64) < count % pgs);
+                *chunks.entry(PgId { pool: self.pool, index: *index }).or_default() += these;
+            }
+        }
+        chunks
+    }
+
     /// Every PG that the volume touches, once.
     pub fn pgs(&self) -> impl Iterator<Item = PgId> + '_ {
         let set: std::collections::BTreeSet<u32> = self.stripes.iter().flat_map(|s| s.pgs.iter().copied()).collect();
@@ -399,5 +414,8 @@ mod tests {
         assert_eq!([at(0), at(1), at(9), at(10), at(12), at(13)], [5, 9, 9, 1, 3, 1]);
         assert_eq!(volume.chunk_count(), 15);
         assert_eq!(volume.pgs().count(), 5);
+        let mut counted = BTreeMap::new();
+        (0..15).for_each(|c| *counted.entry(volume.pg_of(c).unwrap()).or_insert(0) += 1);
+        assert_eq!(volume.chunks_by_pg(), counted);
     }
 }

@@ -182,7 +182,10 @@ fn take_back(map: &ClusterMap, runtime: &Runtime, config: &PgConfig, pool: &Pool
         if counts.has_room(primary.disk, replica.disk) && !runtime.is_hung(replica.disk) {
             counts.learner(primary.disk, replica.disk);
             learning.insert(replica.disk);
-            out.push(Command::AddLearner { pg: config.pg, learner: Learner { replica, replaces, class, paused: false } });
+            out.push(Command::AddLearner {
+                pg: config.pg,
+                learner: Learner { replica, replaces, class, paused: false },
+            });
         }
     };
     for member in &config.members {

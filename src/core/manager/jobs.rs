@@ -208,8 +208,8 @@ fn reason_of(triggers: &[(String, String)]) -> String {
 /// that merely doesn't answer, or is full, is there all the same.
 pub fn topology_of(input: &place::Input) -> u64 {
     use place::DiskState as S;
-    let by_release = input.cohort.is_some()
-        || input.pools.iter().any(|p| p.failure_domain == place::FailureDomain::Release);
+    let by_release =
+        input.cohort.is_some() || input.pools.iter().any(|p| p.failure_domain == place::FailureDomain::Release);
     let mut disks: Vec<&place::DiskInfo> = input.topology.disks.iter().collect();
     disks.sort_by_key(|d| d.id);
     let mut hasher = blake3::Hasher::new();

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::core::cluster::command::{Change, PoolSpec};
+use crate::core::cluster::command::{Change, PoolChange, PoolSpec};
 use crate::core::cluster::job::JOBS_MAX;
 use crate::core::cluster::state::ClusterState;
 use crate::core::cluster::{FailureDomain, NodeAdminState};
@@ -306,14 +306,8 @@ fn the_topology_is_what_a_target_depends_on() {
     bed.add_node();
     let joined = name(&bed);
     assert_ne!(joined, before);
-    let more = Command::SetPool {
-        pool: "p".into(),
-        replicas: Some(2),
-        min_replicas: None,
-        failure_domain: None,
-        durable_writes: None,
-    };
-    bed.m.apply("test", more).unwrap();
+    let fewer = PoolChange { pool: "p".into(), replicas: Some(2), ..PoolChange::default() };
+    bed.m.apply("test", Command::SetPool(fewer)).unwrap();
     assert_ne!(name(&bed), joined);
     assert_eq!(bed.m.state.map().pools[&PoolId(1)].replicas, 2);
 }

@@ -17,6 +17,7 @@ mod attach;
 pub mod decide;
 pub mod force;
 pub mod jobs;
+pub mod pace;
 pub mod plan;
 mod reports;
 pub mod runtime;
@@ -27,7 +28,7 @@ use std::time::Duration;
 pub use self::attach::{Attachment, Waiter};
 use self::decide::Counts;
 use self::plan::Planning;
-pub use self::reports::{Copy, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
+pub use self::reports::{Copy, Copying, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
 use self::runtime::{ConnId, Judgement, Life, Limits, Runtime};
 use super::cluster::command::{Applied, Change, Command, Context, Proposal, RecordKey, Refusal};
 use super::cluster::state::ClusterState;
@@ -317,6 +318,7 @@ impl Manager {
         let map = self.state.map();
         let known: Vec<_> = report.copies.iter().filter(|(_, pg, _)| map.pgs.contains_key(pg)).copied().collect();
         self.runtime.handle_copies(node, &known);
+        self.runtime.pace.handle_report(node, &report.copying, self.now);
         if let Some(view) = self.runtime.nodes.get_mut(&node) {
             view.serving = report.serving;
             view.lagging = (self.now, report.lagging);

@@ -13,7 +13,7 @@ use crate::core::cluster::{
     ClusterMap, DiskAdminState, FailureDomain, Learner, NodeAdminState, PgConfig, Pool, ResyncClass,
 };
 use crate::core::ids::{DiskId, NodeId, PgId};
-use crate::core::moves::{self, Room, Running, Slots, Wanted};
+use crate::core::moves::{self, Room, Running, Slots, Wanted, order};
 use crate::core::placement as place;
 use crate::core::units::Instant;
 
@@ -64,8 +64,8 @@ pub struct Job {
     pub ended: Ended,
     /// What the plan could not do.
     pub rejected: Vec<place::Rejected>,
-    /// Bytes for which there is no room.
-    pub missing_capacity_bytes: u64,
+    /// For what there is no room, and where.
+    pub missing_capacity: Vec<place::MissingCapacity>,
 }
 
 /// Moves that ended.
@@ -156,7 +156,7 @@ impl Planning {
             primaries: plan.target.iter().filter_map(|r| Some((r.pg, *r.disks.first()?))).collect(),
             moves,
             rejected: plan.rejected,
-            missing_capacity_bytes: plan.missing_capacity_bytes,
+            missing_capacity: plan.missing_capacity,
         };
         drops
     }
@@ -164,6 +164,17 @@ impl Planning {
     /// Where the job wants copies.
     pub fn targets(&self) -> BTreeSet<(PgId, DiskId)> {
         self.job.moves.iter().map(|m| (m.pg, m.to)).collect()
+    }
+
+    /// Bytes that each PG's moves copy.
+    pub fn bytes_left(&self, bytes: &BTreeMap<PgId, u64>) -> BTreeMap<PgId, u64> {
+        let mut left: BTreeMap<PgId, u64> = BTreeMap::new();
+        for m in &self.job.moves {
+            let size = bytes.get(&m.pg).copied().unwrap_or(m.bytes);
+            let sum = left.entry(m.pg).or_default();
+            *sum = sum.saturating_add(size);
+        }
+        left
     }
 
     /// PGs that the job moves for another reason than repair.
@@ -222,11 +233,13 @@ impl Planning {
                     target_node: node_of(l.replica.disk),
                     bytes: bytes.get(&c.pg).copied().unwrap_or(0),
                     class: l.class,
+                    rank: 0, // It runs.
                 };
                 (c.pg, *l, Running { wanted, planned: planned.contains(&(c.pg, l.replica.disk)) })
             })
             .collect();
         let grace = Duration::from_secs_f64(map.settings.grace_seconds);
+        let ranks = order::ranks(map.volumes.values(), &self.bytes_left(bytes));
         let mut wanted = Vec::new();
         let mut learners = Vec::new();
         for m in &self.job.moves {
@@ -241,6 +254,7 @@ impl Planning {
                 target_node,
                 bytes: size,
                 class: learner.class,
+                rank: ranks.get(&m.pg).copied().unwrap_or(order::NO_VOLUME),
             });
             learners.push(learner);
         }
@@ -340,15 +354,18 @@ fn startable(
 }
 
 fn room(map: &ClusterMap, runtime: &Runtime) -> BTreeMap<DiskId, Room> {
+    let lagging = runtime.lagging();
     let one = |(id, view): (&DiskId, &super::runtime::DiskView)| {
         let limit = (view.capacity_bytes as f64 * BACKFILL_RATIO) as u64;
-        Some((*id, Room { free_bytes: limit.saturating_sub(view.used_bytes) })).filter(|_| map.disks.contains_key(id))
+        let is_slow = lagging.contains_key(id) || runtime.pace.is_slow(*id);
+        let room = Room { free_bytes: limit.saturating_sub(view.used_bytes), is_slow };
+        Some((*id, room)).filter(|_| map.disks.contains_key(id))
     };
     runtime.disks.iter().filter_map(one).collect()
 }
 
-/// Everything that a plan depends on.
-pub fn input(map: &ClusterMap, runtime: &Runtime, bytes: &BTreeMap<PgId, u64>, now: Instant) -> place::Input {
+/// The disks, as a plan sees them.
+pub fn topology(map: &ClusterMap, runtime: &Runtime, now: Instant) -> place::Topology {
     let grace = Duration::from_secs_f64(map.settings.grace_seconds);
     let disks = map.disks.values().filter_map(|d| {
         let node = map.nodes.get(&d.node)?;
@@ -365,12 +382,17 @@ pub fn input(map: &ClusterMap, runtime: &Runtime, bytes: &BTreeMap<PgId, u64>, n
             reserved_bytes: 0,
         })
     });
+    place::Topology { disks: disks.collect() }
+}
+
+/// Everything that a plan depends on.
+pub fn input(map: &ClusterMap, runtime: &Runtime, bytes: &BTreeMap<PgId, u64>, now: Instant) -> place::Input {
     let pending = map
         .pgs
         .values()
         .flat_map(|c| c.learners.iter().map(|l| place::PendingMove { pg: c.pg, from: l.replaces, to: l.replica.disk }));
     place::Input {
-        topology: place::Topology { disks: disks.collect() },
+        topology: topology(map, runtime, now),
         pools: map.pools.values().map(pool_spec).collect(),
         current: map.pgs.values().map(|c| row(c, bytes)).collect(),
         limits: place::Limits { backfill_limit_ratio: BACKFILL_RATIO },
