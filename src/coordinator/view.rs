@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::owner::{Figures, Owner};
+use super::survey::Survey;
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
 use crate::core::cluster::{DiskAdminState, JobState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
@@ -24,21 +25,7 @@ const MISSING_SHOWN: usize = 5;
 /// Stalled copies that health names.
 const STALLS_SHOWN: usize = 5;
 
-/// Members and primaries of a disk.
-type Loads = BTreeMap<DiskId, (u64, u64)>;
-
 impl Owner {
-    fn loads(&self) -> Loads {
-        let mut loads = Loads::new();
-        for config in self.manager.state.map().pgs.values() {
-            for (at, member) in config.members.iter().enumerate() {
-                let load = loads.entry(member.disk).or_default();
-                *load = (load.0 + 1, load.1 + u64::from(at == 0));
-            }
-        }
-        loads
-    }
-
     fn node_state(&self, node: &Node) -> &'static str {
         match (node.admin_state, self.manager.runtime.nodes.get(&node.id).map(|v| v.life)) {
             (NodeAdminState::Removed, _) => "removed",
@@ -128,9 +115,9 @@ impl Owner {
     /// `GET /v1/status`.
     pub(super) fn status(&self) -> Status {
         let map = self.manager.state.map();
-        let loads = self.loads();
-        let pgs = self.pg_counts(map.pgs.values());
-        let (health, health_reasons) = self.health(&pgs);
+        let survey = self.survey();
+        let sessions = self.sessions_of(&survey.learning);
+        let (health, health_reasons) = self.health(&survey, &sessions);
         let nodes = map.nodes.values().map(|n| NodeStatus {
             id: n.id,
             name: n.name.clone(),
@@ -139,7 +126,7 @@ impl Owner {
         let lagging = self.manager.runtime.lagging();
         let missing_capacity = self.missing_capacity();
         let disks = map.disks.values().map(|d| {
-            let load = loads.get(&d.id).copied().unwrap_or_default();
+            let load = survey.load(d.id);
             DiskStatus {
                 id: d.id,
                 node: self.node_name(d.node),
@@ -159,8 +146,8 @@ impl Owner {
             health_reasons,
             feature_level: map.feature_level,
             map_version: map.version,
-            pgs,
-            resync: self.resync_status(),
+            pgs: survey.counts.clone(),
+            resync: self.resync_status(&sessions),
             foreground: self.foreground(),
             nodes: nodes.collect(),
             provisioned_bytes: map.volumes.values().map(|v| v.size_bytes).sum(),
@@ -176,15 +163,11 @@ impl Owner {
     }
 
     /// `ok`, `warn` or `error`, and why, worst first.
-    fn health(&self, pgs: &PgCounts) -> (String, Vec<String>) {
-        let map = self.manager.state.map();
+    fn health(&self, survey: &Survey, sessions: &[SessionInfo]) -> (String, Vec<String>) {
+        let (map, pgs) = (self.manager.state.map(), &survey.counts);
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
         if pgs.unavailable > 0 {
-            let first = map.pgs.values().find_map(|c| match state_of(map, &self.manager.runtime, c) {
-                PgState::Unavailable(why) => Some((c.pg, why)),
-                _ => None,
-            });
-            let example = first.map_or_else(String::new, |(pg, why)| format!(" PG {pg}: {why}."));
+            let example = survey.unavailable.as_ref().map_or_else(String::new, |(pg, why)| format!(" PG {pg}: {why}."));
             errors.push(format!("{} placement groups are not served.{example}", pgs.unavailable));
         }
         for disk in map.disks.values() {
@@ -232,17 +215,14 @@ impl Owner {
                 _ => {}
             }
         }
-        let below = |c: &&PgConfig| {
-            c.forced && map.pools.get(&c.pg.pool).is_some_and(|p| c.members.len() < p.min_replicas as usize)
-        };
-        let forced: Vec<String> = map.pgs.values().filter(below).map(|c| c.pg.to_string()).collect();
+        let forced: Vec<String> = survey.forced.iter().map(ToString::to_string).collect();
         if !forced.is_empty() {
             warnings.push(format!(
                 "PG {} was force-promoted and has fewer copies than its pool's minimum: give it disks to be copied to.",
                 forced[..forced.len().min(8)].join(", ")
             ));
         }
-        let stalls = self.sessions().into_iter().filter_map(|s| s.stall_sentence());
+        let stalls = sessions.iter().filter_map(SessionInfo::stall_sentence);
         warnings.extend(stalls.take(STALLS_SHOWN));
         if pgs.degraded > 0 {
             warnings.push(format!(
@@ -283,13 +263,23 @@ impl Owner {
     }
 
     pub(super) fn sessions(&self) -> Vec<SessionInfo> {
+        let pgs = self.manager.state.map().pgs.values();
+        let learning: Vec<PgId> = pgs.filter(|c| !c.learners.is_empty()).map(|c| c.pg).collect();
+        self.sessions_of(&learning)
+    }
+
+    /// Those of these PGs.
+    fn sessions_of(&self, learning: &[PgId]) -> Vec<SessionInfo> {
+        if learning.is_empty() {
+            return Vec::new();
+        }
         let map = self.manager.state.map();
         let mut reported = BTreeMap::new();
         for s in self.live_figures().flat_map(|f| &f.last.1.sessions) {
             reported.insert((PgId::from_u64(s.pg), DiskId(s.learner)), s);
         }
         let mut out = Vec::new();
-        for config in map.pgs.values().filter(|c| !c.learners.is_empty()) {
+        for config in learning.iter().filter_map(|pg| map.pgs.get(pg)) {
             for learner in &config.learners {
                 let disk = learner.replica.disk;
                 let s = reported.get(&(config.pg, disk));
@@ -340,18 +330,17 @@ impl Owner {
         })
     }
 
-    fn resync_status(&self) -> ResyncStatus {
+    fn resync_status(&self, sessions: &[SessionInfo]) -> ResyncStatus {
         let map = self.manager.state.map();
-        let sessions = self.sessions();
-        let waiting = self.waiting(&sessions);
-        let to_do = self.left_of(&sessions, &waiting);
+        let waiting = self.waiting(sessions);
+        let to_do = self.left_of(sessions, &waiting);
         let left = to_do.bytes();
         let done: u64 = sessions.iter().map(|s| s.bytes_done).sum::<u64>() + self.job_bytes_done();
         let idle = sessions.is_empty() && waiting.is_empty();
         let rate = self.progress.per_sec(self.manager.now);
         let eta = self.progress.eta(&to_do, self.manager.now).filter(|_| !idle && !self.is_held_back());
         let mut limits: BTreeMap<&str, usize> = BTreeMap::new();
-        for s in &sessions {
+        for s in sessions {
             *limits.entry(s.limited_by.as_str()).or_default() += 1;
         }
         let most = limits.into_iter().max_by_key(|(_, n)| *n).map(|(l, _)| l);
@@ -389,15 +378,16 @@ impl Owner {
             n.admin_state != NodeAdminState::Removed
                 && self.manager.runtime.nodes.get(&n.id).is_none_or(|v| v.life == Life::Down || v.conn.is_none())
         });
+        let sessions = self.sessions();
         ResyncInfo {
-            status: self.resync_status(),
+            status: self.resync_status(&sessions),
             cap_bytes_per_sec: r.cap_bytes_per_sec,
             floor_bytes_per_sec: r.floor_bytes_per_sec,
             target_inflation: r.target_inflation,
             target_p99_us: r.target_p99_us,
             paused: r.paused,
             bytes_by_class: ResyncClass::ALL.iter().enumerate().map(name).collect(),
-            sessions: self.sessions(),
+            sessions,
             pending_nodes: pending.map(|n| n.name.clone()).collect(),
         }
     }
@@ -418,8 +408,8 @@ impl Owner {
         sum
     }
 
-    fn disk_info(&self, disk: &crate::core::cluster::Disk, loads: &Loads) -> DiskInfo {
-        let load = loads.get(&disk.id).copied().unwrap_or_default();
+    fn disk_info(&self, disk: &crate::core::cluster::Disk, survey: &Survey) -> DiskInfo {
+        let load = survey.load(disk.id);
         let view = self.manager.runtime.disks.get(&disk.id);
         DiskInfo {
             id: disk.id,
@@ -436,13 +426,13 @@ impl Owner {
 
     /// All disks.
     pub(super) fn disk_infos(&self) -> Vec<DiskInfo> {
-        let loads = self.loads();
-        self.manager.state.map().disks.values().map(|d| self.disk_info(d, &loads)).collect()
+        let survey = self.survey();
+        self.manager.state.map().disks.values().map(|d| self.disk_info(d, &survey)).collect()
     }
 
     /// All nodes.
     pub(super) fn node_infos(&self) -> Vec<NodeInfo> {
-        let loads = self.loads();
+        let survey = self.survey();
         let map = self.manager.state.map();
         let info = |n: &Node| NodeInfo {
             id: n.id,
@@ -454,7 +444,7 @@ impl Owner {
             zone: n.zone.clone(),
             rack: n.rack.clone(),
             release: n.release.clone(),
-            disks: map.disks.values().filter(|d| d.node == n.id).map(|d| self.disk_info(d, &loads)).collect(),
+            disks: map.disks.values().filter(|d| d.node == n.id).map(|d| self.disk_info(d, &survey)).collect(),
         };
         map.nodes.values().map(info).collect()
     }
@@ -535,7 +525,8 @@ impl Owner {
     pub(super) fn show_metrics(&self) {
         let map = self.manager.state.map();
         let m = &self.facts.metrics;
-        let pgs = self.pg_counts(map.pgs.values());
+        let survey = self.survey();
+        let pgs = &survey.counts;
         for (state, count) in [
             ("clean", pgs.clean),
             ("degraded", pgs.degraded),
@@ -555,11 +546,12 @@ impl Owner {
         for (class, bytes) in ResyncClass::ALL.iter().zip(self.totals.by_class()) {
             m.resync_bytes.raise_to(*class, *bytes);
         }
-        let learners = map.pgs.values().map(|c| c.learners.len()).sum::<usize>();
+        let sessions = self.sessions_of(&survey.learning);
+        let learners = sessions.len();
         m.active_moves.set(i64::try_from(learners).unwrap_or(i64::MAX));
         m.pending_moves.set(i64::try_from(self.manager.planning.job.moves.len()).unwrap_or(i64::MAX));
         m.map_version.set(i64::try_from(map.version).unwrap_or(i64::MAX));
-        m.health.set(match self.health(&pgs).0.as_str() {
+        m.health.set(match self.health(&survey, &sessions).0.as_str() {
             "ok" => 0,
             "warn" => 1,
             _ => 2,
