@@ -72,13 +72,13 @@ struct Seen<'a> {
 }
 
 impl Observed for Seen<'_> {
-    fn is_live(&self, replica: Replica) -> bool {
+    fn answers(&self, replica: Replica) -> bool {
         self.dense.disks.get(replica.disk.0 as usize).is_some_and(|d| d.0 == Some(replica.boot))
     }
-    fn is_hung(&self, disk: DiskId) -> bool {
+    fn hangs(&self, disk: DiskId) -> bool {
         self.dense.disks.get(disk.0 as usize).is_some_and(|d| d.1)
     }
-    fn serves(&self, pg: PgId, disk: DiskId) -> bool {
+    fn is_served(&self, pg: PgId, disk: DiskId) -> bool {
         let node = self.dense.disks.get(disk.0 as usize).map(|d| d.2);
         match self.dense.serving.get(&pg.pool.0).and_then(|pgs| pgs.get(pg.index as usize)) {
             Some(said) if *said == BOTH => self.manager.runtime.serves(pg, disk),

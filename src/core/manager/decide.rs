@@ -250,22 +250,22 @@ pub enum PgState {
 /// What a PG's state rests on: what is observed, or a faster form of it.
 pub trait Observed {
     /// The disk answers, at this boot.
-    fn is_live(&self, replica: Replica) -> bool;
+    fn answers(&self, replica: Replica) -> bool;
     /// Its disk doesn't answer, though its node does.
-    fn is_hung(&self, disk: DiskId) -> bool;
+    fn hangs(&self, disk: DiskId) -> bool;
     /// The disk's node says that it serves the PG.
-    fn serves(&self, pg: PgId, disk: DiskId) -> bool;
+    fn is_served(&self, pg: PgId, disk: DiskId) -> bool;
 }
 
 impl Observed for Runtime {
-    fn is_live(&self, replica: Replica) -> bool {
-        Liveness::is_live(self, replica)
+    fn answers(&self, replica: Replica) -> bool {
+        self.is_live(replica)
     }
-    fn is_hung(&self, disk: DiskId) -> bool {
-        Runtime::is_hung(self, disk)
+    fn hangs(&self, disk: DiskId) -> bool {
+        self.is_hung(disk)
     }
-    fn serves(&self, pg: PgId, disk: DiskId) -> bool {
-        Runtime::serves(self, pg, disk)
+    fn is_served(&self, pg: PgId, disk: DiskId) -> bool {
+        self.serves(pg, disk)
     }
 }
 
@@ -279,8 +279,8 @@ pub fn judge(map: &ClusterMap, runtime: &Runtime, seen: &impl Observed, config: 
     let Some(pool) = map.pools.get(&config.pg.pool) else {
         return PgState::Unavailable("its pool is unknown".to_owned());
     };
-    let live = config.members.iter().filter(|m| seen.is_live(**m)).count();
-    let primary = config.primary().is_some_and(|p| seen.is_live(p));
+    let live = config.members.iter().filter(|m| seen.answers(**m)).count();
+    let primary = config.primary().is_some_and(|p| seen.answers(p));
     if live == 0 {
         return PgState::Unavailable(format!("no member answers: {}", force::way_back(map, runtime, config)));
     }
@@ -295,14 +295,14 @@ pub fn judge(map: &ClusterMap, runtime: &Runtime, seen: &impl Observed, config: 
     if !primary {
         return PgState::Unavailable("its primary does not answer; another member is about to take over".to_owned());
     }
-    if let Some(primary) = config.primary().filter(|p| seen.is_hung(p.disk)) {
+    if let Some(primary) = config.primary().filter(|p| seen.hangs(p.disk)) {
         let name = force::disk_on_node(map, primary.disk);
         return PgState::Unavailable(format!("its primary {name} hangs; another member takes over if one is fit to"));
     }
-    if let Some(primary) = config.primary().filter(|p| !seen.serves(config.pg, p.disk)) {
+    if let Some(primary) = config.primary().filter(|p| !seen.is_served(config.pg, p.disk)) {
         return PgState::Unavailable(format!("its primary {} gets ready to serve", primary.disk));
     }
-    let hung = config.members.iter().any(|m| seen.is_hung(m.disk));
+    let hung = config.members.iter().any(|m| seen.hangs(m.disk));
     if live >= pool.replicas as usize && live == config.members.len() && !hung {
         PgState::Clean
     } else {
