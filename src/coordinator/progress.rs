@@ -214,7 +214,8 @@ impl Progress {
     /// Bytes per second by which what is left grows, if it does.
     fn growth_per_sec(&self) -> Option<f64> {
         let last = self.samples.back()?;
-        let first = self.samples.iter().find(|s| s.job == last.job)?;
+        // What begins is no growth.
+        let first = self.samples.iter().find(|s| s.job == last.job && Some(s.at) >= self.since)?;
         let seconds = last.at.since(first.at).as_secs_f64();
         (seconds >= DIVERGING_SECONDS_MIN && last.left > first.left && last.writers > 0)
             .then(|| (last.left - first.left) as f64 / seconds)

@@ -232,7 +232,7 @@ impl Owner {
         }
         for (disk, pace, median) in self.manager.runtime.pace.slow() {
             warnings.push(format!(
-                "Disk {} takes copies at {}/s, others at {}/s: it gets one at a time; look at the disk and its network.",
+                "Disk {} takes copies at {}/s, others at {}/s: it gets one at a time; look at the disk, its network and its guests.",
                 disk_on_node(map, disk),
                 HumanBytes(pace),
                 HumanBytes(median)

@@ -18,6 +18,8 @@ const WINDOW: Duration = Duration::from_secs(20);
 pub const JUDGED_AFTER: Duration = Duration::from_secs(10);
 /// A pace below this part of the median is slow.
 const SLOW_PART: f64 = 0.25;
+/// A disk that took a copy within this is at work.
+const WORKS: Duration = Duration::from_secs(5);
 /// A disk that takes no copy is forgotten after this.
 const KEPT: Duration = Duration::from_secs(120);
 
@@ -59,7 +61,7 @@ impl Pace {
             self.said.remove(&node);
         }
         self.disks.retain(|_, d| now.since(d.at) < KEPT);
-        self.judge();
+        self.judge(now);
     }
 
     fn add(&mut self, disk: DiskId, bytes: f64, elapsed: Duration, now: Instant) {
@@ -74,15 +76,15 @@ impl Pace {
         }
     }
 
-    fn judge(&mut self) {
+    fn judge(&mut self, now: Instant) {
         let judged = self.disks.iter().filter(|(_, d)| d.worked >= JUDGED_AFTER);
         let paces: Vec<(DiskId, f64)> = judged.map(|(id, d)| (*id, d.bytes / d.worked.as_secs_f64())).collect();
         let mut sorted: Vec<f64> = paces.iter().map(|(_, pace)| *pace).collect();
         sorted.sort_by(f64::total_cmp);
         let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
-        let is_slow = |pace: f64| pace < median * SLOW_PART;
-        self.slow =
-            paces.into_iter().filter(|(_, p)| is_slow(*p)).map(|(d, p)| (d, (p as u64, median as u64))).collect();
+        let works = |disk: &DiskId| self.disks.get(disk).is_some_and(|d| now.since(d.at) < WORKS);
+        let slow = paces.into_iter().filter(|(disk, pace)| *pace < median * SLOW_PART && works(disk));
+        self.slow = slow.map(|(disk, pace)| (disk, (pace as u64, median as u64))).collect();
     }
 
     /// It takes copies far slower than the others.
@@ -131,6 +133,9 @@ mod tests {
         assert_eq!(slow, [(DiskId(2), 5 * MIB, 50 * MIB)]);
         assert!(pace.is_slow(DiskId(2)) && !pace.is_slow(DiskId(1)));
         assert_eq!(run([50 * MIB, 5 * MIB, 60 * MIB], 5, false).slow().count(), 0, "too early to say");
+        let mut over = pace;
+        over.handle_report(NodeId(2), &[], at(25));
+        assert!(!over.is_slow(DiskId(2)), "it takes none now");
         assert_eq!(run([50 * MIB, 20 * MIB, 60 * MIB], 60, false).slow().count(), 0, "not that much slower");
         assert_eq!(run([MIB, MIB, MIB], 60, false).slow().count(), 0, "all alike");
         assert_eq!(run([50 * MIB, 0, 60 * MIB], 60, true).slow().count(), 0, "held back by the operator");
