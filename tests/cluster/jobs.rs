@@ -150,7 +150,8 @@ pub fn a_volumes_redundancy_is_shown() {
     let (mut dev, gateway, hash) = filled();
     dev.cli(&["volume", "create", "urgent", "--size", "66MiB", "--priority", "7"]);
     let urgent = dev.gateway("urgent");
-    urgent.client().write(0, &pattern(64 * MIB, 9)).expect("writes");
+    let mut client = urgent.client();
+    (0..8).for_each(|at| client.write(8 * at * MIB, &pattern(8 * MIB, 90 + at)).expect("writes"));
     let show = |volume: &str| dev.json(&["volume", "show", volume])["redundancy"].clone();
     let well = show("urgent");
     assert_eq!((number(&well["chunks"], "total"), number(&well["chunks"], "clean")), (17, 17), "{well}");
@@ -184,6 +185,6 @@ pub fn a_volumes_redundancy_is_shown() {
     let end = show("v");
     assert_eq!(number(&end["chunks"], "clean"), 32, "{end}");
     verify(&dev, &gateway, &hash);
-    drop((gateway, urgent));
+    drop((client, gateway, urgent));
     dev.finish();
 }

@@ -21,7 +21,7 @@ pub fn copies_domain_and_class_change_online() {
     dev.create_volume("v", "64MiB");
     let gateway = dev.gateway("v");
     let mut client = gateway.client();
-    client.write(0, &pattern(64 * MIB, 1)).expect("writes");
+    (0..8).for_each(|at| client.write(8 * at * MIB, &pattern(8 * MIB, at)).expect("writes"));
     client.flush().expect("flushes");
     dev.create_volume("w", "16MiB");
     let busy = dev.gateway("w");
@@ -85,7 +85,9 @@ pub fn copies_domain_and_class_change_online() {
             .then_some(())
     });
     load.stop_and_verify(&busy.socket, "w");
-    assert!(client.read(0, 64 * MIB).expect("reads") == pattern(64 * MIB, 1), "the content differs");
+    for at in 0..8 {
+        assert!(client.read(8 * at * MIB, 8 * MIB).expect("reads") == pattern(8 * MIB, at), "part {at} differs");
+    }
     drop((client, gateway, busy));
     dev.finish();
 }

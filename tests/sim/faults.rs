@@ -31,7 +31,7 @@ impl World {
         }
         let down = if self.rng.chance(500) { self.rng.range(5, 300) } else { self.rng.range(300, 4_000) } * MS;
         let other = self.rng.pick(&ids).copied().unwrap_or_default();
-        match self.rng.below(114) {
+        match self.rng.below(120) {
             0..22 => self.crash(target, down),
             22..30 => self.stop_clean(target, down),
             30..35 => self.power_loss(),
@@ -64,7 +64,7 @@ impl World {
             101..103 => self.hang_disk(target, down),
             103..106 => self.cut_from_gateways(target, down),
             106..109 => self.drain_some(target, down),
-            109..113 => {
+            109..119 => {
                 let choice = self.rng.below(3);
                 self.change_job(choice);
             }

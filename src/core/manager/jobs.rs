@@ -51,7 +51,7 @@ impl Manager {
             };
             let text = format!("Job {} ({}) has {moves} moves of {bytes} bytes.", job.id, job.reason);
             self.tell("plan", COORDINATOR, text);
-        } else if job.state.is_open() {
+        } else if job.id != 0 && job.state.is_open() {
             let state = if job.moves_left() == 0 { JobState::Done } else { JobState::Superseded };
             self.end(&mut job, state);
         }

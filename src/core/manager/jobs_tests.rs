@@ -48,6 +48,8 @@ impl Bed {
         bed.register_all();
         bed.turns(60);
         assert!(bed.m.state.map().jobs.is_empty(), "nothing had to move");
+        let told = bed.m.take_told();
+        assert!(told.iter().all(|t| t.kind != "job-ended"), "{told:?}");
         bed.add_node();
         bed.register(4);
         bed.m.planning.touch_for(bed.m.now, "n4", "node n4 added disk d4".into());
