@@ -32,6 +32,8 @@ impl Manager {
         }
         let (moves, bytes) = (plan.moves.len() as u64, plan.moves.iter().map(|m| m.bytes).sum::<u64>());
         let mut job = last;
+        // Another topology: what was held back is decided anew, also if the old one comes back.
+        job.holds_back &= same;
         if same && job.state.is_open() {
             // What the old moves came to is counted already.
             job.moves_total = job.moves_total - job.moves_left() + moves;
