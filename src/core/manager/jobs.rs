@@ -83,6 +83,7 @@ impl Manager {
             if self.planning.job.moves.is_empty() && !self.planning.is_pending() {
                 let state = if job.moves_cancelled > 0 { JobState::Cancelled } else { JobState::Done };
                 self.end(&mut job, state);
+                self.planning.job.paused = false;
             }
             if job != before {
                 self.apply_quietly(Command::PutJob(Box::new(job)));

@@ -4,7 +4,7 @@ use super::*;
 use crate::core::cluster::command::{Change, PoolChange, PoolSpec};
 use crate::core::cluster::job::JOBS_MAX;
 use crate::core::cluster::state::ClusterState;
-use crate::core::cluster::{FailureDomain, NodeAdminState};
+use crate::core::cluster::{FailureDomain, Learner, NodeAdminState};
 use crate::core::ids::{BootId, ClusterId, DiskId, NodeId, PgId, PoolId};
 use crate::core::manager::runtime::{ConnId, Limits};
 use crate::core::manager::{Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
@@ -308,4 +308,21 @@ fn the_topology_is_what_a_target_depends_on() {
     bed.m.apply("test", Command::SetPool(fewer)).unwrap();
     assert_ne!(name(&bed), joined);
     assert_eq!(bed.m.state.map().pools[&PoolId(1)].replicas, 2);
+}
+
+/// What the simulator found: a member that restarted while its disk was drained came back after its successor had taken
+/// another member's place, and stayed for good.
+#[test]
+fn a_copy_that_comes_back_to_a_drained_disk_leaves_it_again() {
+    let mut bed = Bed::new();
+    bed.m.apply("operator", Command::SetNodeState { node: "n4".into(), state: NodeAdminState::Draining }).unwrap();
+    bed.turns(20);
+    assert!(bed.learners().is_empty() && bed.on(4) == 0);
+    let config = bed.m.state.map().pgs.values().next().unwrap().clone();
+    let learner = Learner { replica: replica(4), replaces: Some(config.members[2].disk), ..Learner::default() };
+    bed.m.apply("test", Command::AddLearner { pg: config.pg, learner }).unwrap();
+    bed.complete();
+    assert_eq!(bed.on(4), 1);
+    bed.finish();
+    assert_eq!(bed.on(4), 0);
 }

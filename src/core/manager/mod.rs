@@ -289,6 +289,11 @@ impl Manager {
         let config = self.state.map().pgs.get(&pg).cloned();
         if let (Ok(_), Some(replica), Some(config)) = (&outcome, promoted, &config) {
             self.runtime.note_copy(replica, config, true);
+            // One that was away when its copy's successor was made comes back to where no copy is wanted.
+            if outcome == Ok(true) && !Runtime::is_active(self.state.map(), replica.disk) {
+                let what = format!("a copy came back to {}, which is to be empty", replica.disk);
+                self.planning.touch_for(self.now, COORDINATOR, what);
+            }
         }
         (outcome.map(drop), config)
     }
