@@ -8,8 +8,10 @@ use crate::dev::{Dev, New};
 use crate::space::Filler;
 use crate::tools::{MIB, pattern, wait_for};
 
+/// Of pool `p`.
 fn pgs(dev: &Dev) -> Vec<Value> {
-    dev.json(&["pg", "list"]).as_array().expect("pgs").clone()
+    let all = dev.json(&["pg", "list"]).as_array().expect("pgs").clone();
+    all.into_iter().filter(|pg| pg["pool"] == "p").collect()
 }
 
 fn disks_of(pg: &Value) -> Vec<u64> {
@@ -18,21 +20,18 @@ fn disks_of(pg: &Value) -> Vec<u64> {
 
 pub fn copies_domain_and_class_change_online() {
     let mut dev = Dev::start();
-    dev.create_volume("v", "64MiB");
+    dev.cli(&["pool", "create", "p", "--replicas", "2", "--min-replicas", "1", "--pg-count", "32"]);
+    dev.cli(&["volume", "create", "v", "--size", "64MiB", "--pool", "p"]);
     let gateway = dev.gateway("v");
     let mut client = gateway.client();
     (0..8).for_each(|at| client.write(8 * at * MIB, &pattern(8 * MIB, at)).expect("writes"));
     client.flush().expect("flushes");
-    dev.create_volume("w", "16MiB");
+    dev.cli(&["volume", "create", "w", "--size", "16MiB", "--pool", "p"]);
     let busy = dev.gateway("w");
     let load = busy.load(256);
 
-    dev.cli(&["pool", "set", "default", "--replicas", "2"]);
-    wait_for("two copies of each", || {
-        dev.wait_clean();
-        pgs(&dev).iter().all(|pg| disks_of(pg).len() == 2).then_some(())
-    });
-    dev.cli(&["pool", "set", "default", "--replicas", "3", "--min-replicas", "2"]);
+    assert!(pgs(&dev).iter().all(|pg| disks_of(pg).len() == 2));
+    dev.cli(&["pool", "set", "p", "--replicas", "3", "--min-replicas", "2"]);
     wait_for("three copies of each", || {
         dev.wait_clean();
         pgs(&dev).iter().all(|pg| disks_of(pg).len() == 3).then_some(())
@@ -41,9 +40,9 @@ pub fn copies_domain_and_class_change_online() {
     // By disk: a node with two disks may hold two copies. By node again: no more.
     dev.add_node_with(&["--disks", "2", "--class", "nvme"]);
     dev.wait_clean();
-    dev.cli(&["pool", "set", "default", "--failure-domain", "disk"]);
+    dev.cli(&["pool", "set", "p", "--failure-domain", "disk"]);
     dev.wait_clean();
-    dev.cli(&["pool", "set", "default", "--failure-domain", "node"]);
+    dev.cli(&["pool", "set", "p", "--failure-domain", "node"]);
     let node_of: std::collections::BTreeMap<u64, String> = dev
         .json(&["disk", "list"])
         .as_array()
@@ -61,12 +60,12 @@ pub fn copies_domain_and_class_change_online() {
     });
 
     // Another class: not before it can hold all copies, then all of them move there while the guest works.
-    let refused = dev.try_cli(&["pool", "set", "default", "--class", "nvme"]);
+    let refused = dev.try_cli(&["pool", "set", "p", "--class", "nvme"]);
     assert!(!refused.status.success() && refused.text().contains("\"nvme\" are in only 1"), "{}", refused.text());
     dev.add_node_with(&["--class", "nvme"]);
     dev.add_node_with(&["--class", "nvme"]);
     dev.wait_clean();
-    let said = dev.cli(&["pool", "set", "default", "--class", "nvme"]);
+    let said = dev.cli(&["pool", "set", "p", "--class", "nvme"]);
     assert!(said.contains("disks of class nvme"), "{said}");
     let nvme: BTreeSet<u64> = dev
         .json(&["disk", "list"])

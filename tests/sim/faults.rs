@@ -288,6 +288,10 @@ impl World {
         self.coverage.add(if pair.0 == last { "gateways cut off for good" } else { "members cut off for good" }, 1);
         self.block(pair.0, pair.1, u64::MAX / 4);
         self.block(pair.1, pair.0, u64::MAX / 4);
+        // A stream on which nothing is ever heard again ends by its transport's own time limit.
+        let between = |c: &Conn| (c.0.0, c.1.0) == pair || (c.1.0, c.0.0) == pair;
+        let silent: Vec<_> = self.sessions.keys().copied().filter(|(_, c)| between(c)).collect();
+        silent.into_iter().for_each(|key| self.break_session(key));
         self.cut_for_good = Some(pair);
     }
 
