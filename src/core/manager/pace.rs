@@ -23,6 +23,9 @@ const WORKS: Duration = Duration::from_secs(5);
 /// A disk that takes no copy is forgotten after this.
 const KEPT: Duration = Duration::from_secs(120);
 
+/// Bytes done of each copy.
+type Done = BTreeMap<(PgId, DiskId), u64>;
+
 #[derive(Clone, Copy, Debug)]
 struct Disk {
     bytes: f64,
@@ -34,7 +37,7 @@ struct Disk {
 #[derive(Debug, Default)]
 pub struct Pace {
     /// What each node said last of its copies, and when.
-    said: BTreeMap<NodeId, (Instant, BTreeMap<(PgId, DiskId), u64>)>,
+    said: BTreeMap<NodeId, (Instant, Done)>,
     disks: BTreeMap<DiskId, Disk>,
     slow: BTreeMap<DiskId, (u64, u64)>,
 }
@@ -43,7 +46,7 @@ impl Pace {
     /// A node says how far the copies are that it makes.
     pub fn handle_report(&mut self, node: NodeId, copies: &[Copying], now: Instant) {
         let under_way = copies.iter().filter(|c| !c.paused && c.bytes_done < c.bytes_total);
-        let these: BTreeMap<(PgId, DiskId), u64> = under_way.map(|c| ((c.pg, c.to), c.bytes_done)).collect();
+        let these: Done = under_way.map(|c| ((c.pg, c.to), c.bytes_done)).collect();
         let before = self.said.insert(node, (now, these.clone()));
         if let Some((then, before)) = before {
             let elapsed = now.since(then).min(WINDOW);
