@@ -28,7 +28,7 @@ const SILENT: Duration = Duration::from_secs(3);
 /// How long the throttle takes to find its rate: it grows by a quarter each 100 ms, after a probe of up to 1.5 s.
 const OPENING: Duration = Duration::from_millis(2000);
 /// After so long what is measured counts as much as what earlier jobs did.
-const HALF_LEARNT: Duration = Duration::from_secs(8);
+const HALF_LEARNT: Duration = Duration::from_secs(5);
 /// The same where only the forecast is known, which says little of this machine.
 const HALF_FORECAST: Duration = Duration::from_secs(2);
 /// What is left must grow for so long before it is called diverging.
@@ -89,15 +89,6 @@ struct Written {
     points: VecDeque<(Instant, u64)>,
 }
 
-/// What a disk that takes copies does while they last.
-#[derive(Clone, Copy, Debug)]
-struct Steady {
-    /// Bytes per second of a disk that is written to.
-    disk: f64,
-    /// Of all together.
-    all: f64,
-}
-
 /// Samples over the last seconds, and what was learnt from earlier ones.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -105,7 +96,8 @@ pub struct Progress {
     nodes: BTreeMap<NodeId, Written>,
     /// Since when copies run without a break.
     since: Option<Instant>,
-    steady: Option<Steady>,
+    /// What a disk that takes copies does while they last, bytes per second.
+    steady: Option<f64>,
     /// The planner's forecast for a disk, and the cap.
     forecast: f64,
     cap: Option<u64>,
@@ -149,10 +141,9 @@ impl Progress {
         if !lasts || all <= 0.0 || self.cap.is_some() {
             return;
         }
-        let new = Steady { disk: all / writers, all };
+        let new = all / writers;
         let old = self.steady.unwrap_or(new);
-        let toward = |old: f64, new: f64| old + (new - old) * LEARN;
-        self.steady = Some(Steady { disk: toward(old.disk, new.disk), all: toward(old.all, new.all) });
+        self.steady = Some(old + (new - old) * LEARN);
     }
 
     /// Bytes per second over the last reports since copies run.
@@ -186,12 +177,7 @@ impl Progress {
     /// What all disks that work may be expected to do together, per second.
     fn expected(&self, writers: f64) -> f64 {
         let cap = self.cap.map_or(f64::INFINITY, |cap| cap as f64 * writers);
-        let rate = match self.steady {
-            // More disks do more, unless something that they share bounds them: between the two.
-            Some(s) => (s.disk * writers * s.all).sqrt(),
-            None => self.forecast * writers,
-        };
-        rate.min(cap)
+        (self.steady.unwrap_or(self.forecast) * writers).min(cap)
     }
 
     /// Seconds until `left` is done; none while nothing runs.
