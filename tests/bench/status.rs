@@ -106,7 +106,7 @@ fn main() {
         };
         let registration =
             Registration { node: NodeId(n), process: 1, disks: disks.map(disk).collect(), ..Registration::default() };
-        manager.handle_registered(ConnId(u64::from(n)), &format!("n{n}"), &registration);
+        manager.runtime.handle_registered(ConnId(u64::from(n)), &registration, start);
         let serving = led.remove(&n).unwrap_or_default();
         manager.handle_report(NodeId(n), Report { serving, ..Report::default() });
     }
