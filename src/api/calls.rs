@@ -35,6 +35,12 @@ pub enum AdminCall {
     MapExport,
     /// GET /v1/resync
     Resync,
+    /// GET /v1/jobs
+    Jobs,
+    /// GET /v1/jobs/{id}
+    Job(String),
+    /// POST /v1/jobs/{id}/pause, resume, cancel
+    JobChange(String, JobChange),
     /// GET /v1/events
     Events {
         /// Only younger ones.
@@ -70,6 +76,17 @@ pub enum AdminCall {
     Metrics,
 }
 
+/// What an operator wants of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobChange {
+    /// Hold everything of it back.
+    Pause,
+    /// Let it go on; plan a cancelled one anew.
+    Resume,
+    /// Give up its drains and rebalances.
+    Cancel,
+}
+
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caller {
@@ -100,6 +117,8 @@ impl AdminCall {
                 | AdminCall::MapExport
                 | AdminCall::OkToStop(_)
                 | AdminCall::Resync
+                | AdminCall::Jobs
+                | AdminCall::Job(_)
                 | AdminCall::Events { .. }
                 | AdminCall::Plan(_)
                 | AdminCall::Metrics

@@ -15,7 +15,7 @@ use axum::routing::{delete, get, patch, post};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use super::calls::{AdminCall, AdminMessage, CallFailed, Caller};
+use super::calls::{AdminCall, AdminMessage, CallFailed, Caller, JobChange};
 use super::types::ApiError;
 
 /// Signing requests are the largest bodies, at a few hundred bytes; what-if plans list nodes.
@@ -72,6 +72,11 @@ pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>) -> R
         .route("/v1/plan", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::Plan)))
         .route("/v1/resync", get(|s: Ctx| s.call(AdminCall::Resync)))
         .route("/v1/resync", patch(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::ResyncSet)))
+        .route("/v1/jobs", get(|s: Ctx| s.call(AdminCall::Jobs)))
+        .route("/v1/jobs/{id}", get(|Path(n): Path<String>, s: Ctx| s.call(AdminCall::Job(n))))
+        .route("/v1/jobs/{id}/pause", job_change(JobChange::Pause))
+        .route("/v1/jobs/{id}/resume", job_change(JobChange::Resume))
+        .route("/v1/jobs/{id}/cancel", job_change(JobChange::Cancel))
         .route("/v1/events", get(events))
         .route("/v1/tokens", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::TokenCreate)))
         .route("/v1/join", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::Join)))
@@ -79,6 +84,10 @@ pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>) -> R
         .fallback(async || failed(CallFailed::new(404, "there is nothing at this path: the API is under /v1")))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(app)
+}
+
+fn job_change(change: JobChange) -> axum::routing::MethodRouter<App> {
+    post(move |Path(n): Path<String>, s: Ctx| s.call(AdminCall::JobChange(n, change)))
 }
 
 #[derive(serde::Deserialize)]

@@ -16,6 +16,8 @@
 //! | POST /v1/pgs/{id}/force-promote | [`ForcePromoteRequest`] | [`ForcePromoteReply`] |
 //! | POST /v1/plan | [`PlanRequest`] | [`PlanReply`] |
 //! | GET /v1/resync, PATCH /v1/resync | , [`ResyncSet`] | [`ResyncInfo`] |
+//! | GET /v1/jobs, /v1/jobs/{id} | | the jobs that are kept, newest first, or one: [`JobInfo`] |
+//! | POST /v1/jobs/{id}/pause, /resume, /cancel | | [`JobChanged`] |
 //! | GET /v1/events?after=N | | list of [`Event`] |
 //! | POST /v1/tokens | [`TokenCreate`] | [`TokenCreated`] |
 //! | POST /v1/join | [`JoinRequest`] (no bearer token: the join token is the proof) | [`JoinReply`] |
@@ -28,8 +30,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::cluster::{FailureDomain, Replica, ResyncClass, Stripe};
+use crate::core::cluster::{FailureDomain, JobState, Replica, ResyncClass, Stripe};
 use crate::core::ids::{DiskId, Generation, NodeId, PoolId, VolumeId};
+pub use crate::core::placement::NamedMissing;
 use crate::core::placement::Span;
 pub use crate::core::placement::{Question as PlanRequest, WhatIf as PlanReply};
 
@@ -64,6 +67,12 @@ pub struct Status {
     pub capacity_bytes: u64,
     /// A plan waits for its debounce.
     pub plan_pending: bool,
+    /// Bytes of copies for which there is no room.
+    #[serde(default)]
+    pub missing_capacity_bytes: u64,
+    /// The same by pool and failure domain.
+    #[serde(default)]
+    pub missing_capacity: Vec<NamedMissing>,
 }
 
 /// PG states: clean + degraded + unavailable = total.
@@ -107,6 +116,12 @@ pub struct ResyncStatus {
     pub cap_bytes_per_sec: Option<u64>,
     /// Paused by the operator.
     pub paused: bool,
+    /// The job that runs or is paused.
+    #[serde(default)]
+    pub job: Option<u64>,
+    /// That one is paused.
+    #[serde(default)]
+    pub job_paused: bool,
 }
 
 /// Foreground load as primaries see it.
@@ -254,6 +269,9 @@ pub struct PoolSet {
     pub min_replicas: Option<u32>,
     /// Where two copies may not meet.
     pub failure_domain: Option<FailureDomain>,
+    /// Disks of this class only; `any`: of any.
+    #[serde(default)]
+    pub class: Option<String>,
     /// `flush` or `write`.
     pub durability: Option<String>,
 }
@@ -283,6 +301,73 @@ pub struct VolumeInfo {
     pub pgs: PgCounts,
     /// Disks that hold its copies.
     pub disks: Vec<DiskId>,
+    /// How safe its chunks are; of one volume alone, not in lists.
+    #[serde(default)]
+    pub redundancy: Option<VolumeRedundancy>,
+}
+
+/// How safe a volume's chunks are. A chunk stands as its PG does; what was never written counts too.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VolumeRedundancy {
+    /// All chunks.
+    pub chunks: ChunkCounts,
+    /// The same in bytes of the volume.
+    pub bytes: ChunkCounts,
+    /// Its PGs.
+    pub pgs: Vec<VolumePg>,
+    /// Until every chunk has all its copies where they belong; `null`: it is so, or nobody works at it.
+    pub eta_seconds: Option<Span>,
+    /// Why nobody does, in words; empty: all is well, or under way.
+    pub waits_for: String,
+}
+
+/// clean + degraded + unavailable = total.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkCounts {
+    /// All.
+    pub total: u64,
+    /// With all their copies.
+    pub clean: u64,
+    /// Served, with fewer.
+    pub degraded: u64,
+    /// Not served now.
+    pub unavailable: u64,
+    /// Clean, but about to move.
+    pub misplaced: u64,
+}
+
+impl ChunkCounts {
+    /// Counts `n` more in a state, as [`PgInfo::state`] has it.
+    pub fn add(&mut self, state: &str, misplaced: bool, n: u64) {
+        self.total += n;
+        match state {
+            "clean" => self.clean += n,
+            "degraded" => self.degraded += n,
+            _ => self.unavailable += n,
+        }
+        self.misplaced += if misplaced { n } else { 0 };
+    }
+}
+
+/// A PG of a volume.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VolumePg {
+    /// Id.
+    pub pg: String,
+    /// As in [`PgInfo`].
+    pub state: String,
+    /// Clean, but the plan wants it elsewhere.
+    pub misplaced: bool,
+    /// Chunks of this volume in it.
+    pub chunks: u64,
+    /// Bytes of this volume in it.
+    pub bytes: u64,
+    /// Disks with a copy that counts, the primary first.
+    pub disks: Vec<DiskId>,
+    /// Of them, those that don't answer.
+    pub missing: Vec<DiskId>,
+    /// Disks that copies are on their way to, and how much of each is there, from 0 to 1.
+    pub copying: Vec<(DiskId, f64)>,
 }
 
 /// Creates a volume.
@@ -294,6 +379,9 @@ pub struct VolumeCreate {
     pub size_bytes: u64,
     /// Default: the pool named `default`.
     pub pool: Option<String>,
+    /// Resync priority; default 0.
+    #[serde(default)]
+    pub priority: Option<i32>,
 }
 
 /// Changes a volume; what is absent stays.
@@ -456,6 +544,48 @@ pub struct SessionInfo {
     /// Set if it makes no progress although nothing holds it back.
     #[serde(default)]
     pub stalled: Option<StallInfo>,
+}
+
+/// A plan and what became of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobInfo {
+    /// Counts up over the cluster's life.
+    pub id: u64,
+    /// `running`, `paused`, `done`, `cancelled`, `superseded`.
+    pub state: JobState,
+    /// What made it necessary.
+    pub reason: String,
+    /// Who did that: `operator`, `coordinator`, a node's name.
+    pub actor: String,
+    /// Unix time, milliseconds.
+    pub started_unix_ms: u64,
+    /// Unix time, milliseconds; `null`: it hasn't ended.
+    pub ended_unix_ms: Option<u64>,
+    /// Moves planned.
+    pub moves_total: u64,
+    /// Copies that took their place.
+    pub moves_done: u64,
+    /// Moves that can't be made any more: the target was lost, or another copy came first.
+    pub moves_failed: u64,
+    /// Moves that the operator gave up.
+    pub moves_cancelled: u64,
+    /// Copies that run now.
+    pub moves_active: u64,
+    /// Bytes of the planned copies.
+    pub bytes_total: u64,
+    /// Of them, done: whole copies, and what the running ones have.
+    pub bytes_done: u64,
+    /// Drains and rebalances are held back until the topology changes or the job is resumed.
+    pub holds_back: bool,
+}
+
+/// What a change of a job did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobChanged {
+    /// One sentence.
+    pub message: String,
+    /// As it is now.
+    pub job: JobInfo,
 }
 
 /// A copy without progress.

@@ -16,6 +16,7 @@ mod daemons;
 mod demo;
 mod dev;
 mod hash;
+mod jobs;
 mod out;
 mod plan;
 mod pools;

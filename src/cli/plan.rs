@@ -109,6 +109,9 @@ fn render(plan: &PlanReply, all: bool) -> String {
     );
     if plan.missing_capacity_bytes > 0 {
         text += &format!("missing       {} to hold every copy\n", HumanBytes(plan.missing_capacity_bytes));
+        for missing in &plan.missing_capacity {
+            text += &format!("              - {missing}\n");
+        }
     }
     for rejected in plan.rejected.iter().take(if all { usize::MAX } else { MOVES_SHOWN }) {
         text += &format!("not possible  {}: {}\n", rejected.what, rejected.reason);

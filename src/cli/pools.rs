@@ -1,7 +1,8 @@
 //! `pool` and `volume`.
 
-use crate::api::types::{Done, PoolCreate, PoolInfo, PoolSet, VolumeCreate, VolumeInfo, VolumeSet};
+use crate::api::types::{Done, PoolCreate, PoolInfo, PoolSet, VolumeCreate, VolumeInfo, VolumeRedundancy, VolumeSet};
 use crate::core::cluster::FailureDomain;
+use crate::core::ids::DiskId;
 use crate::core::units::{CHUNK_BYTES, HumanBytes, SECTOR_BYTES};
 
 use super::args::{PoolCommand, PoolCreateArgs, VolumeCommand};
@@ -27,6 +28,7 @@ pub fn pool(session: &Session, command: PoolCommand) -> anyhow::Result<()> {
                 replicas: args.change.replicas,
                 min_replicas: args.change.min_replicas,
                 failure_domain: args.change.failure_domain,
+                class: args.change.class,
                 durability: args.change.durability,
             };
             let text = client.patch_text(&pool_path(&args.name), &change)?;
@@ -62,10 +64,11 @@ fn create_pool(session: &Session, client: &Client, args: PoolCreateArgs) -> anyh
 
 fn rule(pool: &PoolInfo) -> String {
     format!(
-        "{} replicas (IO waits below {}), failure domain {}, {} PGs, durability {}",
+        "{} replicas (IO waits below {}), failure domain {}, disks of class {}, {} PGs, durability {}",
         pool.replicas,
         pool.min_replicas,
         domain(pool.failure_domain),
+        if pool.class.is_empty() { "any" } else { &pool.class },
         pool.pg_count,
         pool.durability
     )
@@ -104,9 +107,9 @@ fn pools_table(pools: &[PoolInfo]) -> String {
 pub fn volume(session: &Session, command: VolumeCommand) -> anyhow::Result<()> {
     let client = session.client()?;
     match command {
-        VolumeCommand::Create { name, size, pool, if_not_exists } => {
+        VolumeCommand::Create { name, size, pool, priority, if_not_exists } => {
             check_size(size)?;
-            let request = VolumeCreate { name: name.clone(), size_bytes: size, pool };
+            let request = VolumeCreate { name: name.clone(), size_bytes: size, pool, priority };
             let (text, word) = match client.post_text("/v1/volumes", &request) {
                 Ok(text) => (text, "made"),
                 Err(e) if e.is_conflict() && if_not_exists => {
@@ -229,7 +232,7 @@ fn show_volume(v: &VolumeInfo) -> String {
         .iter()
         .map(|s| format!("from {} on {} PGs", HumanBytes(u64::from(s.first_chunk) * CHUNK_BYTES), s.pgs.len()))
         .collect();
-    format!(
+    let mut text = format!(
         "volume    {} ({})\npool      {}\nsize      {} ({} bytes)\nstate     {}\nattached  {}\npriority  {}\n\
          PGs       {}: {} clean, {} degraded, {} unavailable\nlayout    {}\ndisks     {}\n",
         v.name,
@@ -246,7 +249,45 @@ fn show_volume(v: &VolumeInfo) -> String {
         v.pgs.unavailable,
         stripes.join(", "),
         disks.join(" ")
-    )
+    );
+    if let Some(redundancy) = &v.redundancy {
+        text += &show_redundancy(redundancy);
+    }
+    text
+}
+
+fn show_redundancy(r: &VolumeRedundancy) -> String {
+    let part = |n: u64, bytes: u64, word: &str| format!("{} {word} ({})", out::thousands(n), HumanBytes(bytes));
+    let mut text = format!(
+        "chunks    {}: {}, {}, {}\n",
+        out::thousands(r.chunks.total),
+        part(r.chunks.clean, r.bytes.clean, "clean"),
+        part(r.chunks.degraded, r.bytes.degraded, "degraded"),
+        part(r.chunks.unavailable, r.bytes.unavailable, "unavailable")
+    );
+    if r.chunks.misplaced > 0 {
+        text += &format!("moving    {}\n", part(r.chunks.misplaced, r.bytes.misplaced, "of the clean ones"));
+    }
+    if let Some(span) = &r.eta_seconds {
+        text += &format!("clean in  {}\n", super::plan::span(span));
+    } else if !r.waits_for.is_empty() {
+        text += &format!("waits     {}\n", r.waits_for);
+    }
+    let mut table = Table::new(&["PG", "STATE", ">CHUNKS", ">BYTES", "DISKS", "NO ANSWER", "COPYING TO"]);
+    let join = |disks: &[DiskId]| disks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    for pg in &r.pgs {
+        let copying = pg.copying.iter().map(|(disk, part)| format!("{disk} {:.0} %", part * 100.0));
+        table.row([
+            pg.pg.clone(),
+            if pg.misplaced { "misplaced".to_owned() } else { pg.state.clone() },
+            out::thousands(pg.chunks),
+            HumanBytes(pg.bytes).to_string(),
+            join(&pg.disks),
+            join(&pg.missing),
+            copying.collect::<Vec<_>>().join(" "),
+        ]);
+    }
+    text + "\n" + &table.render(out::colour())
 }
 
 fn pool_path(name: &str) -> String {
@@ -260,6 +301,25 @@ fn volume_path(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::VolumePg;
+
+    #[test]
+    fn a_volume_shows_what_is_safe_and_when_all_will_be() {
+        let mut r = VolumeRedundancy::default();
+        for (state, misplaced, n) in [("clean", true, 1200), ("degraded", false, 30), ("unavailable", false, 2)] {
+            r.chunks.add(state, misplaced, n);
+            r.bytes.add(state, misplaced, n * CHUNK_BYTES);
+        }
+        r.eta_seconds = Some(crate::core::placement::Span { low: 60.0, likely: 70.0, high: 90.0 });
+        r.pgs = vec![VolumePg { pg: "1.7".into(), copying: vec![(DiskId(4), 0.257)], ..VolumePg::default() }];
+        let text = show_redundancy(&r);
+        for part in ["1,232: 1,200 clean (4.7 GiB), 30 degraded (120 MiB), 2 unavailable", "1 min 10 s", "d4 26 %"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        r.eta_seconds = None;
+        r.waits_for = "the operator has paused it".into();
+        assert!(show_redundancy(&r).contains("waits     the operator"));
+    }
 
     #[test]
     fn a_wrong_size_is_answered_with_the_next_right_ones() {

@@ -8,11 +8,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::api::types::{ResyncInfo, ResyncSet, SessionInfo};
 use crate::core::units::HumanBytes;
 
-use super::Session;
 use super::args::ResyncCommand;
 use super::out::{self, Table};
 use super::signals::Stop;
 use super::status::resync_line;
+use super::{Session, jobs};
 
 /// `resync …`.
 pub fn resync(session: &Session, command: ResyncCommand) -> anyhow::Result<()> {
@@ -30,8 +30,13 @@ pub fn resync(session: &Session, command: ResyncCommand) -> anyhow::Result<()> {
             target_p99_us: set.target_p99_us,
             paused: None,
         },
-        ResyncCommand::Pause => ResyncSet { paused: Some(true), ..ResyncSet::default() },
-        ResyncCommand::Resume => ResyncSet { paused: Some(false), ..ResyncSet::default() },
+        ResyncCommand::Jobs { job: None } => return jobs::list(session),
+        ResyncCommand::Jobs { job: Some(id) } => return jobs::show(session, id),
+        ResyncCommand::Pause { job: Some(id) } => return jobs::change(session, id, "pause"),
+        ResyncCommand::Resume { job: Some(id) } => return jobs::change(session, id, "resume"),
+        ResyncCommand::Cancel { job } => return jobs::change(session, job, "cancel"),
+        ResyncCommand::Pause { job: None } => ResyncSet { paused: Some(true), ..ResyncSet::default() },
+        ResyncCommand::Resume { job: None } => ResyncSet { paused: Some(false), ..ResyncSet::default() },
     };
     let text = client.patch_text("/v1/resync", &change)?;
     session.show(&client, &text, |info: ResyncInfo| effective(&info))

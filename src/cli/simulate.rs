@@ -106,6 +106,9 @@ fn render(report: &Report) -> String {
     }
     if report.missing_capacity_bytes > 0 {
         text += &format!("missing    {} to hold every copy\n", HumanBytes(report.missing_capacity_bytes));
+        for missing in &report.missing_capacity {
+            text += &format!("           - {missing}\n");
+        }
     }
     if report.ended == Ended::NoRate {
         text += "ended      foreground IO takes everything: resync would never end\n";

@@ -172,7 +172,7 @@ fn event_line(event: &Event) -> String {
 
 /// Unix milliseconds as `2026-01-31 12:00:00Z`. Civil-from-days of Howard Hinnant's "chrono-Compatible Low-Level Date
 /// Algorithms".
-fn utc(unix_ms: u64) -> String {
+pub fn utc(unix_ms: u64) -> String {
     let seconds = unix_ms / 1000;
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
     let z = days + 719_468;
@@ -266,6 +266,8 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
     }
     if resync.paused {
         line += ", paused";
+    } else if let Some(id) = resync.job.filter(|_| resync.job_paused) {
+        line += &format!(", job {id} is paused");
     } else if !resync.limited_by.is_empty() {
         line += &format!(", limited by {}", resync.limited_by);
     }

@@ -10,8 +10,9 @@ use super::{stop, whatif, wiring};
 use crate::api::calls::{AdminCall, AdminMessage, Answer, CallFailed};
 use crate::api::types::*;
 use crate::core::cluster::command::{
-    Command, Context, ForcePromote, Liveness, Outcome, PoolSpec, Refusal, RefusalKind,
+    Command, Context, ForcePromote, Liveness, Outcome, PoolChange, PoolSpec, Refusal, RefusalKind,
 };
+use crate::core::cluster::state::state_word;
 use crate::core::cluster::{NodeAdminState, PgConfig, Replica};
 use crate::core::ids::{PgId, PoolId};
 use crate::core::manager::decide::{PgState, state_of};
@@ -25,7 +26,9 @@ use crate::net::identity::{Role, RoleKind, cert_pem};
 use crate::net::token::{JoinToken, TokenRecord};
 
 /// Who changes things through the API.
-const OPERATOR: &str = "operator";
+pub(super) const OPERATOR: &str = "operator";
+/// What stands for no class in particular.
+const ANY_CLASS: &str = "any";
 /// A join token lives for an hour unless said otherwise, and never longer than this.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 86_400);
@@ -82,6 +85,9 @@ impl Owner {
                 pgs: self.pg_infos(),
             }),
             AdminCall::Resync => json(&self.resync_info()),
+            AdminCall::Jobs => json(&self.job_infos()),
+            AdminCall::Job(id) => self.job(&id),
+            AdminCall::JobChange(id, change) => self.change_job(&id, change),
             AdminCall::Events { after } => json(&self.events.after(after)),
             AdminCall::Metrics => {
                 self.show_metrics();
@@ -91,13 +97,16 @@ impl Owner {
             AdminCall::PoolSet(name, request) => self.set_pool(&name, request),
             AdminCall::PoolDelete(name) => {
                 self.apply(OPERATOR, Command::DeletePool { pool: name.clone() })?;
-                self.manager.planning.touch(self.manager.now);
+                self.manager.planning.touch_for(self.manager.now, OPERATOR, format!("pool {name} was deleted"));
                 json(&Done { message: format!("pool {name} was deleted") })
             }
             AdminCall::VolumeCreate(request) => {
                 let pool = request.pool.unwrap_or_else(|| "default".to_owned());
-                let (name, size_bytes) = (request.name, request.size_bytes);
+                let (name, size_bytes, priority) = (request.name, request.size_bytes, request.priority);
                 self.apply(OPERATOR, Command::CreateVolume { name: name.clone(), pool, size_bytes })?;
+                if let Some(priority) = priority {
+                    self.apply(OPERATOR, Command::SetVolume { volume: name.clone(), priority })?;
+                }
                 self.volume(&name)
             }
             AdminCall::VolumeSet(name, request) => {
@@ -149,7 +158,8 @@ impl Owner {
     fn volume(&self, name: &str) -> Answer {
         let found = self.manager.state.map().volumes.values().find(|v| v.name == name);
         let unknown = || Refusal::Unknown { what: "volume", name: name.to_owned() };
-        json(&self.volume_info(found.ok_or_else(unknown)?))
+        let volume = found.ok_or_else(unknown)?;
+        json(&VolumeInfo { redundancy: Some(self.redundancy(volume)), ..self.volume_info(volume) })
     }
 
     fn create_pool(&mut self, request: PoolCreate) -> Answer {
@@ -196,20 +206,21 @@ impl Owner {
     }
 
     fn set_pool(&mut self, name: &str, request: PoolSet) -> Answer {
-        let command = Command::SetPool {
+        let change = PoolChange {
             pool: name.to_owned(),
             replicas: request.replicas,
             min_replicas: request.min_replicas,
             failure_domain: request.failure_domain,
+            class: request.class.map(|c| if c == ANY_CLASS { String::new() } else { c }),
             durable_writes: durability(request.durability.as_deref())?,
         };
-        let applied = self.apply(OPERATOR, command)?;
+        let applied = self.apply(OPERATOR, Command::SetPool(change))?;
         if !applied.changed.is_empty() {
             let map = self.manager.state.map();
             let pool = map.pools.values().find(|p| p.name == name).map(|p| p.id);
             let pgs: Vec<PgId> = map.pgs.keys().filter(|pg| Some(pg.pool) == pool).copied().collect();
             self.manager.runtime.no_grace.extend(pgs);
-            self.manager.planning.touch(self.manager.now);
+            self.manager.planning.touch_for(self.manager.now, OPERATOR, format!("pool {name} was changed"));
         }
         self.pool(name)
     }
@@ -236,7 +247,8 @@ impl Owner {
             let short: Vec<PgId> = self.manager.runtime.short_since.keys().copied().collect();
             self.manager.runtime.no_grace.extend(short);
         }
-        self.manager.planning.touch(self.manager.now);
+        let what = format!("node {name} is {}", state_word(state));
+        self.manager.planning.touch_for(self.manager.now, OPERATOR, what);
         self.node(name)
     }
 
@@ -306,7 +318,7 @@ impl Owner {
             }
             // Nobody who left is waited for.
             self.manager.runtime.no_grace.insert(pg);
-            self.manager.planning.touch(self.manager.now);
+            self.manager.planning.touch_for(self.manager.now, OPERATOR, format!("PG {pg} was force-promoted"));
             self.manager.touch_pgs();
         }
         json(&reply)

@@ -14,7 +14,7 @@ use crate::core::cluster::Replica;
 use crate::core::cluster::command::{Change, Command, Outcome};
 use crate::core::ids::{BootId, DiskId, Generation, NodeId, PgId, VolumeId};
 use crate::core::manager::runtime::ConnId;
-use crate::core::manager::{Attachment, Copy, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
+use crate::core::manager::{Attachment, Copy, Copying, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
 use crate::core::units::Instant;
 use crate::net::identity::Role;
 use crate::wire::control::{self, AttachOutcome, ProposeKind, kind};
@@ -167,7 +167,9 @@ impl Owner {
         let applied = self.apply(&node.to_string(), command).map_err(|e| e.to_string())?;
         if let Outcome::Disk(disk) = applied.outcome {
             self.manager.fresh_disks.insert(disk, self.manager.now);
-            self.manager.planning.touch(self.manager.now);
+            let name = self.node_name(node);
+            let what = format!("node {name} added disk {disk}");
+            self.manager.planning.touch_for(self.manager.now, &name, what);
             let reply = control::DiskAllocated { disk: disk.0 };
             self.effects.push(Effect::Send(id, wiring::frame(kind::DISK_ALLOCATED, &reply)));
         }
@@ -199,6 +201,8 @@ impl Owner {
     fn node_stats(&mut self, node: NodeId, m: control::Stats) {
         self.manager.handle_report(node, report(&m));
         self.totals.handle_report(node, m.process, &m.resync_written_bytes);
+        let written = m.resync_written_bytes.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+        self.progress.handle_report(node, m.process, written, self.manager.now);
         let last = (self.manager.now, m);
         let before = self.figures.remove(&node).map(|f| f.last);
         self.figures.insert(node, Figures { last, before });
@@ -309,6 +313,16 @@ fn registration(m: &control::Register) -> Registration {
     Registration { node: NodeId(m.node), process: m.process, pid: m.pid, disks }
 }
 
+fn copying(s: &control::SessionStats) -> Copying {
+    Copying {
+        pg: PgId::from_u64(s.pg),
+        to: DiskId(s.learner),
+        bytes_done: s.bytes_done,
+        bytes_total: s.bytes_total,
+        paused: s.limited_by == "paused",
+    }
+}
+
 fn report(m: &control::Stats) -> Report {
     let disk = |d: &control::DiskStats| ReportedDisk {
         disk: DiskId(d.disk),
@@ -327,5 +341,6 @@ fn report(m: &control::Stats) -> Report {
         copies: m.copies.iter().filter_map(copy_of).collect(),
         serving: m.serving_pgs.iter().map(|pg| PgId::from_u64(*pg)).collect(),
         lagging: m.lagging.iter().map(|l| (DiskId(l.disk), l.pgs, l.oldest_ms)).collect(),
+        copying: m.sessions.iter().map(copying).collect(),
     }
 }

@@ -12,10 +12,14 @@ mod admin;
 mod control;
 mod events;
 mod files;
+mod jobs;
 mod owner;
+mod probe;
 mod progress;
+mod redundancy;
 mod session;
 mod stop;
+mod survey;
 mod totals;
 mod view;
 mod whatif;
@@ -32,6 +36,7 @@ use tokio::sync::mpsc;
 
 pub use control::FEATURE_LEVEL;
 pub use files::{FileFailed, RunFile};
+pub use probe::Probe;
 
 use crate::api::calls::Caller;
 use crate::api::metrics::Metrics;

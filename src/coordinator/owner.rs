@@ -226,6 +226,7 @@ impl Owner {
 
     async fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), MetaError> {
         self.manager.begin(wiring::now());
+        self.manager.unix_ms = wiring::unix_ms();
         for input in inputs.drain(..) {
             self.handle(input);
         }
@@ -299,7 +300,9 @@ impl Owner {
         }
         let left = self.left();
         let job = self.manager.planning.job.id;
-        self.progress.sample(self.manager.now, self.totals.bytes_done(), &left, job);
+        let (map, rates) = (self.manager.state.map(), super::whatif::rates(self.manager.state.map()));
+        let forecast = rates.of_disk(crate::core::ids::DiskId(0));
+        self.progress.sample(self.manager.now, &left, job, forecast, map.settings.resync.cap_bytes_per_sec);
         self.show_metrics();
     }
 

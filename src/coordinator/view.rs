@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::owner::{Figures, Owner};
-use super::progress::Left;
+use super::survey::Survey;
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
-use crate::core::cluster::{DiskAdminState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
+use crate::core::cluster::{DiskAdminState, JobState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
 use crate::core::ids::{DiskId, NodeId, PgId, VolumeId};
 use crate::core::manager::decide::{PgState, state_of};
 use crate::core::manager::force::disk_on_node;
-use crate::core::manager::plan::{FULL_RATIO, NEAR_FULL_RATIO};
+use crate::core::manager::plan::{self, FULL_RATIO, NEAR_FULL_RATIO};
 use crate::core::manager::runtime::Life;
+use crate::core::placement as place;
 use crate::core::replica::StallReason;
 use crate::core::units::HumanBytes;
 use crate::wire::control::SessionStats;
@@ -19,24 +20,12 @@ use crate::wire::control::SessionStats;
 /// Below this cap a learner may wait for its throttle longer than a session without progress counts as stalled: what is on
 /// the way of one (4 MiB) takes more than 4 s.
 const SLOW_CAP_BYTES_PER_SEC: u64 = 1 << 20;
+/// Failure domains without room that health names.
+const MISSING_SHOWN: usize = 5;
 /// Stalled copies that health names.
 const STALLS_SHOWN: usize = 5;
 
-/// Members and primaries of a disk.
-type Loads = BTreeMap<DiskId, (u64, u64)>;
-
 impl Owner {
-    fn loads(&self) -> Loads {
-        let mut loads = Loads::new();
-        for config in self.manager.state.map().pgs.values() {
-            for (at, member) in config.members.iter().enumerate() {
-                let load = loads.entry(member.disk).or_default();
-                *load = (load.0 + 1, load.1 + u64::from(at == 0));
-            }
-        }
-        loads
-    }
-
     fn node_state(&self, node: &Node) -> &'static str {
         match (node.admin_state, self.manager.runtime.nodes.get(&node.id).map(|v| v.life)) {
             (NodeAdminState::Removed, _) => "removed",
@@ -92,6 +81,19 @@ impl Owner {
         self.manager.state.map().nodes.get(&node).map_or_else(|| node.to_string(), |n| n.name.clone())
     }
 
+    /// For what the plan found no room, and where.
+    fn missing_capacity(&self) -> Vec<NamedMissing> {
+        let missing = &self.manager.planning.job.missing_capacity;
+        if missing.is_empty() {
+            return Vec::new();
+        }
+        let (map, runtime) = (self.manager.state.map(), &self.manager.runtime);
+        let topology = plan::topology(map, runtime, self.manager.now);
+        let pools = map.pools.values().map(plan::pool_spec).collect();
+        let map = super::whatif::named(place::Input { topology, pools, ..place::Input::default() }, map);
+        missing.iter().map(|m| map.missing(m)).collect()
+    }
+
     /// Counts of states over PGs.
     pub(super) fn pg_counts<'a>(&self, pgs: impl Iterator<Item = &'a PgConfig>) -> PgCounts {
         let moving = self.manager.planning.misplaced();
@@ -113,17 +115,18 @@ impl Owner {
     /// `GET /v1/status`.
     pub(super) fn status(&self) -> Status {
         let map = self.manager.state.map();
-        let loads = self.loads();
-        let pgs = self.pg_counts(map.pgs.values());
-        let (health, health_reasons) = self.health(&pgs);
+        let survey = self.survey();
+        let sessions = self.sessions_of(&survey.learning);
+        let (health, health_reasons) = self.health(&survey, &sessions);
         let nodes = map.nodes.values().map(|n| NodeStatus {
             id: n.id,
             name: n.name.clone(),
             state: self.node_state(n).to_owned(),
         });
         let lagging = self.manager.runtime.lagging();
+        let missing_capacity = self.missing_capacity();
         let disks = map.disks.values().map(|d| {
-            let load = loads.get(&d.id).copied().unwrap_or_default();
+            let load = survey.load(d.id);
             DiskStatus {
                 id: d.id,
                 node: self.node_name(d.node),
@@ -143,14 +146,16 @@ impl Owner {
             health_reasons,
             feature_level: map.feature_level,
             map_version: map.version,
-            pgs,
-            resync: self.resync_status(),
+            pgs: survey.counts.clone(),
+            resync: self.resync_status(&sessions),
             foreground: self.foreground(),
             nodes: nodes.collect(),
             provisioned_bytes: map.volumes.values().map(|v| v.size_bytes).sum(),
             used_bytes: disks.iter().filter(usable).map(|d| d.used_bytes).sum(),
             capacity_bytes: disks.iter().filter(usable).map(|d| d.capacity_bytes).sum(),
             disks,
+            missing_capacity_bytes: missing_capacity.iter().map(|m| m.bytes).sum(),
+            missing_capacity,
             plan_pending: self.manager.planning.is_pending()
                 || !self.manager.fresh_disks.is_empty()
                 || !self.manager.runtime.is_settled(),
@@ -158,15 +163,11 @@ impl Owner {
     }
 
     /// `ok`, `warn` or `error`, and why, worst first.
-    fn health(&self, pgs: &PgCounts) -> (String, Vec<String>) {
-        let map = self.manager.state.map();
+    fn health(&self, survey: &Survey, sessions: &[SessionInfo]) -> (String, Vec<String>) {
+        let (map, pgs) = (self.manager.state.map(), &survey.counts);
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
         if pgs.unavailable > 0 {
-            let first = map.pgs.values().find_map(|c| match state_of(map, &self.manager.runtime, c) {
-                PgState::Unavailable(why) => Some((c.pg, why)),
-                _ => None,
-            });
-            let example = first.map_or_else(String::new, |(pg, why)| format!(" PG {pg}: {why}."));
+            let example = survey.unavailable.as_ref().map_or_else(String::new, |(pg, why)| format!(" PG {pg}: {why}."));
             errors.push(format!("{} placement groups are not served.{example}", pgs.unavailable));
         }
         for disk in map.disks.values() {
@@ -195,9 +196,15 @@ impl Owner {
                 ));
             }
         }
-        if self.manager.planning.job.missing_capacity_bytes > 0 {
-            let missing = HumanBytes(self.manager.planning.job.missing_capacity_bytes);
-            warnings.push(format!("There is no room for {missing} of copies: add disks of at least that size."));
+        let missing = self.missing_capacity();
+        if !missing.is_empty() {
+            let all: Vec<String> = missing.iter().take(MISSING_SHOWN).map(ToString::to_string).collect();
+            let more = missing.len().saturating_sub(MISSING_SHOWN);
+            let more = if more > 0 { format!(", and in {more} more places") } else { String::new() };
+            warnings.push(format!(
+                "There is no room for copies: {}{more} are missing below the backfill limit. Add disks there.",
+                all.join(", ")
+            ));
         }
         for node in map.nodes.values() {
             let name = &node.name;
@@ -208,17 +215,14 @@ impl Owner {
                 _ => {}
             }
         }
-        let below = |c: &&PgConfig| {
-            c.forced && map.pools.get(&c.pg.pool).is_some_and(|p| c.members.len() < p.min_replicas as usize)
-        };
-        let forced: Vec<String> = map.pgs.values().filter(below).map(|c| c.pg.to_string()).collect();
+        let forced: Vec<String> = survey.forced.iter().map(ToString::to_string).collect();
         if !forced.is_empty() {
             warnings.push(format!(
                 "PG {} was force-promoted and has fewer copies than its pool's minimum: give it disks to be copied to.",
                 forced[..forced.len().min(8)].join(", ")
             ));
         }
-        let stalls = self.sessions().into_iter().filter_map(|s| s.stall_sentence());
+        let stalls = sessions.iter().filter_map(SessionInfo::stall_sentence);
         warnings.extend(stalls.take(STALLS_SHOWN));
         if pgs.degraded > 0 {
             warnings.push(format!(
@@ -226,9 +230,18 @@ impl Owner {
                 pgs.degraded
             ));
         }
+        for (disk, pace, median) in self.manager.runtime.pace.slow() {
+            warnings.push(format!(
+                "Disk {} takes copies at {}/s, others at {}/s: it gets one at a time; look at the disk, its network and its guests.",
+                disk_on_node(map, disk),
+                HumanBytes(pace),
+                HumanBytes(median)
+            ));
+        }
         for rejected in self.manager.planning.job.rejected.iter().take(5) {
             warnings.push(format!("{} can't be placed: {}.", rejected.what, rejected.reason.trim_end_matches('.')));
         }
+        warnings.extend(self.job_warning());
         if map.settings.resync.paused {
             warnings.push("Resync is paused: `evenkeel resync resume` lets it go on.".to_owned());
         }
@@ -249,14 +262,24 @@ impl Owner {
         self.figures.iter().filter(move |(n, _)| heard(n)).map(|(_, f)| f)
     }
 
-    fn sessions(&self) -> Vec<SessionInfo> {
+    pub(super) fn sessions(&self) -> Vec<SessionInfo> {
+        let pgs = self.manager.state.map().pgs.values();
+        let learning: Vec<PgId> = pgs.filter(|c| !c.learners.is_empty()).map(|c| c.pg).collect();
+        self.sessions_of(&learning)
+    }
+
+    /// Those of these PGs.
+    fn sessions_of(&self, learning: &[PgId]) -> Vec<SessionInfo> {
+        if learning.is_empty() {
+            return Vec::new();
+        }
         let map = self.manager.state.map();
         let mut reported = BTreeMap::new();
         for s in self.live_figures().flat_map(|f| &f.last.1.sessions) {
             reported.insert((PgId::from_u64(s.pg), DiskId(s.learner)), s);
         }
         let mut out = Vec::new();
-        for config in map.pgs.values().filter(|c| !c.learners.is_empty()) {
+        for config in learning.iter().filter_map(|pg| map.pgs.get(pg)) {
             for learner in &config.learners {
                 let disk = learner.replica.disk;
                 let s = reported.get(&(config.pg, disk));
@@ -307,46 +330,23 @@ impl Owner {
         })
     }
 
-    /// What is left to copy, by disk.
-    pub(super) fn left(&self) -> Left {
-        self.left_of(&self.sessions())
-    }
-
-    fn left_of(&self, sessions: &[SessionInfo]) -> Left {
-        let mut left = Left::default();
-        let mut active = BTreeSet::new();
-        for s in sessions {
-            left.add(Some(s.from), s.to, s.bytes_total.saturating_sub(s.bytes_done), true);
-            active.insert((s.pg.as_str(), s.to));
-        }
-        for m in &self.manager.planning.job.moves {
-            if !active.contains(&(m.pg.to_string().as_str(), m.to)) {
-                let config = self.manager.state.map().pgs.get(&m.pg);
-                left.add(config.and_then(|c| c.primary()).map(|p| p.disk), m.to, m.bytes, false);
-            }
-        }
-        left
-    }
-
-    fn resync_status(&self) -> ResyncStatus {
+    fn resync_status(&self, sessions: &[SessionInfo]) -> ResyncStatus {
         let map = self.manager.state.map();
-        let sessions = self.sessions();
-        let active: BTreeSet<(String, DiskId)> = sessions.iter().map(|s| (s.pg.clone(), s.to)).collect();
-        let waiting: Vec<_> =
-            self.manager.planning.job.moves.iter().filter(|m| !active.contains(&(m.pg.to_string(), m.to))).collect();
-        let to_do = self.left_of(&sessions);
+        let waiting = self.waiting(sessions);
+        let to_do = self.left_of(sessions, &waiting);
         let left = to_do.bytes();
-        let done: u64 = sessions.iter().map(|s| s.bytes_done).sum::<u64>() + self.manager.planning.job.bytes_finished;
+        let done: u64 = sessions.iter().map(|s| s.bytes_done).sum::<u64>() + self.job_bytes_done();
         let idle = sessions.is_empty() && waiting.is_empty();
-        let rate = self.progress.per_sec();
-        let eta = self.progress.eta(&to_do).filter(|_| !idle);
+        let rate = self.progress.per_sec(self.manager.now);
+        let eta = self.progress.eta(&to_do, self.manager.now).filter(|_| !idle && !self.is_held_back());
         let mut limits: BTreeMap<&str, usize> = BTreeMap::new();
-        for s in &sessions {
+        for s in sessions {
             *limits.entry(s.limited_by.as_str()).or_default() += 1;
         }
         let most = limits.into_iter().max_by_key(|(_, n)| *n).map(|(l, _)| l);
         let limited_by = match most {
             _ if map.settings.resync.paused => "paused",
+            None if self.manager.planning.job.paused && !waiting.is_empty() => "paused",
             Some(l) => l,
             None if !waiting.is_empty() => "slots",
             None => "nothing",
@@ -363,6 +363,8 @@ impl Owner {
             limited_by: limited_by.to_owned(),
             cap_bytes_per_sec: map.settings.resync.cap_bytes_per_sec,
             paused: map.settings.resync.paused,
+            job: self.current_job().map(|j| j.id),
+            job_paused: self.current_job().is_some_and(|j| j.state == JobState::Paused),
         }
     }
 
@@ -376,15 +378,16 @@ impl Owner {
             n.admin_state != NodeAdminState::Removed
                 && self.manager.runtime.nodes.get(&n.id).is_none_or(|v| v.life == Life::Down || v.conn.is_none())
         });
+        let sessions = self.sessions();
         ResyncInfo {
-            status: self.resync_status(),
+            status: self.resync_status(&sessions),
             cap_bytes_per_sec: r.cap_bytes_per_sec,
             floor_bytes_per_sec: r.floor_bytes_per_sec,
             target_inflation: r.target_inflation,
             target_p99_us: r.target_p99_us,
             paused: r.paused,
             bytes_by_class: ResyncClass::ALL.iter().enumerate().map(name).collect(),
-            sessions: self.sessions(),
+            sessions,
             pending_nodes: pending.map(|n| n.name.clone()).collect(),
         }
     }
@@ -405,8 +408,8 @@ impl Owner {
         sum
     }
 
-    fn disk_info(&self, disk: &crate::core::cluster::Disk, loads: &Loads) -> DiskInfo {
-        let load = loads.get(&disk.id).copied().unwrap_or_default();
+    fn disk_info(&self, disk: &crate::core::cluster::Disk, survey: &Survey) -> DiskInfo {
+        let load = survey.load(disk.id);
         let view = self.manager.runtime.disks.get(&disk.id);
         DiskInfo {
             id: disk.id,
@@ -423,13 +426,13 @@ impl Owner {
 
     /// All disks.
     pub(super) fn disk_infos(&self) -> Vec<DiskInfo> {
-        let loads = self.loads();
-        self.manager.state.map().disks.values().map(|d| self.disk_info(d, &loads)).collect()
+        let survey = self.survey();
+        self.manager.state.map().disks.values().map(|d| self.disk_info(d, &survey)).collect()
     }
 
     /// All nodes.
     pub(super) fn node_infos(&self) -> Vec<NodeInfo> {
-        let loads = self.loads();
+        let survey = self.survey();
         let map = self.manager.state.map();
         let info = |n: &Node| NodeInfo {
             id: n.id,
@@ -441,7 +444,7 @@ impl Owner {
             zone: n.zone.clone(),
             rack: n.rack.clone(),
             release: n.release.clone(),
-            disks: map.disks.values().filter(|d| d.node == n.id).map(|d| self.disk_info(d, &loads)).collect(),
+            disks: map.disks.values().filter(|d| d.node == n.id).map(|d| self.disk_info(d, &survey)).collect(),
         };
         map.nodes.values().map(info).collect()
     }
@@ -485,6 +488,7 @@ impl Owner {
             stripes: volume.stripes.clone(),
             pgs,
             disks: disks.into_iter().collect(),
+            redundancy: None,
         }
     }
 
@@ -521,7 +525,8 @@ impl Owner {
     pub(super) fn show_metrics(&self) {
         let map = self.manager.state.map();
         let m = &self.facts.metrics;
-        let pgs = self.pg_counts(map.pgs.values());
+        let survey = self.survey();
+        let pgs = &survey.counts;
         for (state, count) in [
             ("clean", pgs.clean),
             ("degraded", pgs.degraded),
@@ -541,11 +546,12 @@ impl Owner {
         for (class, bytes) in ResyncClass::ALL.iter().zip(self.totals.by_class()) {
             m.resync_bytes.raise_to(*class, *bytes);
         }
-        let learners = map.pgs.values().map(|c| c.learners.len()).sum::<usize>();
+        let sessions = self.sessions_of(&survey.learning);
+        let learners = sessions.len();
         m.active_moves.set(i64::try_from(learners).unwrap_or(i64::MAX));
         m.pending_moves.set(i64::try_from(self.manager.planning.job.moves.len()).unwrap_or(i64::MAX));
         m.map_version.set(i64::try_from(map.version).unwrap_or(i64::MAX));
-        m.health.set(match self.health(&pgs).0.as_str() {
+        m.health.set(match self.health(&survey, &sessions).0.as_str() {
             "ok" => 0,
             "warn" => 1,
             _ => 2,

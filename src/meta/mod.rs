@@ -8,6 +8,7 @@
 //! valid one.
 
 pub mod envelope;
+mod jobs;
 mod marker;
 pub mod migrate;
 pub mod records;

@@ -1,12 +1,13 @@
 //! The coordinator's records: keys, types, and the cluster map to and from them.
 //!
 //! Keys: `map/node/<id>` and so on (ids as fixed-width hex, so that they sort), `map/head` (version, epoch, next ids),
-//! `event/<id>`, `token/<id>`, `stat/resync`, `meta/schema`. A record of another type is kept and ignored.
+//! `map/job/<id>`, `event/<id>`, `token/<id>`, `stat/resync`, `meta/schema`. A record of another type is kept and ignored.
 
 use std::collections::BTreeSet;
 
 use prost::Message;
 
+use super::jobs::JobRecord;
 use super::{Batch, MetaError, MetaStore, envelope};
 use crate::core::cluster::command::RecordKey;
 use crate::core::cluster::state::{ClusterState, NextIds};
@@ -38,6 +39,8 @@ pub mod kind {
     pub const TOKEN: u32 = 10;
     /// [`super::ResyncTotals`].
     pub const RESYNC_TOTALS: u32 = 11;
+    /// [`super::JobRecord`].
+    pub const JOB: u32 = 12;
 }
 
 /// Steps that ran.
@@ -138,6 +141,7 @@ pub fn key_of(key: RecordKey) -> String {
         RecordKey::Volume(id) => format!("map/volume/{:016x}", id.0),
         RecordKey::Pg(id) => format!("map/pg/{:016x}", id.to_u64()),
         RecordKey::Settings => "map/settings".to_owned(),
+        RecordKey::Job(id) => format!("map/job/{id:016x}"),
     }
 }
 
@@ -172,6 +176,7 @@ fn value_of(state: &ClusterMap, key: RecordKey, name: &str) -> Option<Vec<u8>> {
         RecordKey::Volume(id) => envelope::seal(name, kind::VOLUME, 1, &map::Volume::from(state.volumes.get(&id)?)),
         RecordKey::Pg(id) => envelope::seal(name, kind::PG, 1, &map::PgConfig::from(state.pgs.get(&id)?)),
         RecordKey::Settings => envelope::seal(name, kind::SETTINGS, 1, &map::Settings::from(&state.settings)),
+        RecordKey::Job(id) => envelope::seal(name, kind::JOB, 1, &JobRecord::from(state.jobs.get(&id)?)),
     })
 }
 
@@ -240,6 +245,13 @@ pub fn load(store: &dyn MetaStore) -> Result<ClusterState, MetaError> {
                 let (m, whole) = envelope::decode::<map::Settings>(&key, body)?;
                 map.settings = m.into();
                 (RecordKey::Settings, whole)
+            }
+            kind::JOB => {
+                let (m, whole) = envelope::decode::<JobRecord>(&key, body)?;
+                let job = core::Job::try_from(m).map_err(|e| bad(&e))?;
+                let id = job.id;
+                map.jobs.insert(id, job);
+                (RecordKey::Job(id), whole)
             }
             other => {
                 tracing::warn!(key, kind = other, "a metadata record of an unknown type is kept and ignored");

@@ -170,6 +170,9 @@ pub struct Learner {
     /// Index into `ResyncClass::ALL`.
     #[prost(uint32, tag = "3")]
     pub class: u32,
+    /// Held back.
+    #[prost(bool, tag = "4")]
+    pub paused: bool,
 }
 
 /// See [`core::PgConfig`].
@@ -420,6 +423,7 @@ impl From<&core::PgConfig> for PgConfig {
                     replica: Some(l.replica.into()),
                     replaces: l.replaces.map_or(0, |d| d.0),
                     class: class_index(l.class),
+                    paused: l.paused,
                 })
                 .collect(),
             last_proposal: c.last_proposal,
@@ -447,6 +451,7 @@ impl TryFrom<PgConfig> for core::PgConfig {
                     class: *core::ResyncClass::ALL
                         .get(l.class as usize)
                         .ok_or_else(|| bad("PG", "learner class", l.class))?,
+                    paused: l.paused,
                 })
             })
             .collect::<Result<_, DecodeRecord>>()?;

@@ -319,7 +319,12 @@ impl Dev {
 
     /// Adds a node; gives its JSON.
     pub fn add_node(&self) -> Value {
-        serde_json::from_str(&self.dev_command("add-node", &[])).expect("JSON")
+        self.add_node_with(&[])
+    }
+
+    /// The same with options.
+    pub fn add_node_with(&self, options: &[&str]) -> Value {
+        serde_json::from_str(&self.dev_command("add-node", options)).expect("JSON")
     }
 
     pub fn kill_node(&self, name: &str) {

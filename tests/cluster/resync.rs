@@ -10,7 +10,7 @@ use crate::tools::{MIB, pattern, wait_for};
 const CAP_BYTES_PER_SEC: u64 = 10 * MIB;
 
 /// A cluster with a volume of 128 MiB that is full, and resync capped, so that a join takes a while.
-fn filled() -> (Dev, Gateway, String) {
+pub fn filled() -> (Dev, Gateway, String) {
     let mut dev = Dev::start();
     dev.create_volume("v", "128MiB");
     let gateway = dev.gateway("v");
@@ -25,7 +25,7 @@ fn filled() -> (Dev, Gateway, String) {
 }
 
 /// Waits until the join's copies run and some of them are done, but not all.
-fn wait_for_middle(dev: &Dev) {
+pub fn wait_for_middle(dev: &Dev) {
     wait_for("copies run", || {
         let resync = &dev.status()["resync"];
         (resync["active_moves"] != 0 && resync["bytes_done"].as_u64() > Some(2 * MIB)).then_some(())

@@ -442,6 +442,19 @@ impl World {
         self.after_turn();
     }
 
+    /// A job is paused (0), resumed (1) or cancelled.
+    pub fn change_job(&mut self, choice: u64) {
+        if !self.coordinator.up || self.coordinator_frozen.is_some() {
+            return;
+        }
+        let now = self.coordinator_now();
+        if let Some(done) = self.coordinator.change_job(choice, now) {
+            self.log(|| done.to_owned());
+            self.coverage.add(done, 1);
+        }
+        self.after_turn();
+    }
+
     pub fn undrain(&mut self, id: DiskId) {
         if !self.coordinator.is_draining(id) {
             return;

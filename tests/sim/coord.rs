@@ -8,7 +8,7 @@ use std::time::Duration;
 use evenkeel::core::cluster::command::{Change, Command, Context, Liveness, Outcome, PoolSpec};
 use evenkeel::core::cluster::state::ClusterState;
 use evenkeel::core::cluster::{
-    ClusterMap, FailureDomain, Learner, NodeAdminState, PgConfig, Replica as Member, ResyncClass, Settings,
+    ClusterMap, FailureDomain, JobState, Learner, NodeAdminState, PgConfig, Replica as Member, ResyncClass, Settings,
 };
 use evenkeel::core::ids::{ClusterId, DiskId, Generation, NodeId, PgId, PoolId};
 use evenkeel::core::manager::plan::JobMove;
@@ -467,6 +467,24 @@ impl Coordinator {
         self.manager.planning.touch(now);
         self.turn(now);
         done
+    }
+
+    /// What an operator may do about the last job, at random; gives what was done.
+    pub fn change_job(&mut self, choice: u64, now: Instant) -> Option<&'static str> {
+        let id = *self.map().jobs.last_key_value()?.0;
+        self.manager.begin(now);
+        let done = match choice {
+            0 => self.manager.pause_job(id, true, "operator").map(|()| "jobs paused"),
+            1 => self.manager.pause_job(id, false, "operator").map(|()| "jobs resumed"),
+            _ => self.manager.cancel_job(id, "operator").map(|_| "jobs cancelled"),
+        };
+        self.turn(now);
+        done.ok()
+    }
+
+    /// True while an operator holds something back.
+    pub fn holds_back(&self) -> bool {
+        self.map().jobs.last_key_value().is_some_and(|(_, j)| j.state == JobState::Paused || j.holds_back)
     }
 
     /// A new node joins with one disk.

@@ -31,7 +31,7 @@ impl World {
         }
         let down = if self.rng.chance(500) { self.rng.range(5, 300) } else { self.rng.range(300, 4_000) } * MS;
         let other = self.rng.pick(&ids).copied().unwrap_or_default();
-        match self.rng.below(110) {
+        match self.rng.below(120) {
             0..22 => self.crash(target, down),
             22..30 => self.stop_clean(target, down),
             30..35 => self.power_loss(),
@@ -64,6 +64,10 @@ impl World {
             101..103 => self.hang_disk(target, down),
             103..106 => self.cut_from_gateways(target, down),
             106..109 => self.drain_some(target, down),
+            109..119 => {
+                let choice = self.rng.below(3);
+                self.change_job(choice);
+            }
             _ => self.join(),
         }
     }
@@ -284,6 +288,10 @@ impl World {
         self.coverage.add(if pair.0 == last { "gateways cut off for good" } else { "members cut off for good" }, 1);
         self.block(pair.0, pair.1, u64::MAX / 4);
         self.block(pair.1, pair.0, u64::MAX / 4);
+        // A stream on which nothing is ever heard again ends by its transport's own time limit.
+        let between = |c: &Conn| (c.0.0, c.1.0) == pair || (c.1.0, c.0.0) == pair;
+        let silent: Vec<_> = self.sessions.keys().copied().filter(|(_, c)| between(c)).collect();
+        silent.into_iter().for_each(|key| self.break_session(key));
         self.cut_for_good = Some(pair);
     }
 

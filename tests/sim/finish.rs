@@ -26,6 +26,9 @@ impl World {
             if self.now > busy_until {
                 self.gateways.iter_mut().for_each(|g| g.busy = false);
             }
+            if self.order.is_multiple_of(64) && self.coordinator.holds_back() {
+                self.change_job(1); // The operator has thought better of it.
+            }
             if self.order.is_multiple_of(64) && (self.cut_for_good.is_none() || self.now > busy_until) && self.is_calm()
             {
                 deadline = 0;

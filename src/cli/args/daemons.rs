@@ -90,6 +90,9 @@ pub enum DevCommand {
         /// How many disks
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
         disks: u32,
+        /// Class of its disks, as ssd or hdd [default: what a node takes by itself]
+        #[arg(long, default_value = "", hide_default_value = true)]
+        class: String,
     },
     /// Send a signal to a daemon; KILL and TERM return after its exit
     KillNode {

@@ -286,7 +286,9 @@ pub enum PoolCommand {
     /// One pool
     Show { name: String },
     /// Change a pool
-    #[command(after_help = "Example:\n  evenkeel pool set default --replicas 3 --min-replicas 2")]
+    #[command(
+        after_help = "Examples:\n  evenkeel pool set default --replicas 3 --min-replicas 2\n  evenkeel pool set default --class ssd"
+    )]
     Set(PoolSetArgs),
     /// Delete an empty pool
     Delete {
@@ -348,6 +350,9 @@ pub struct PoolChange {
     /// Where two copies may not meet: disk, node, rack, zone, release
     #[arg(long, value_name = "DOMAIN", value_parser = parse_failure_domain)]
     pub failure_domain: Option<FailureDomain>,
+    /// Disks of this class only; all data moves there. `any`: of any class
+    #[arg(long)]
+    pub class: Option<String>,
     /// What an ack means
     #[arg(long, value_parser = ["flush", "write"])]
     pub durability: Option<String>,
@@ -357,7 +362,9 @@ pub struct PoolChange {
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
     /// Make a volume; it takes space as it is written
-    #[command(after_help = "Example:\n  evenkeel volume create vm1 --size 10GiB")]
+    #[command(
+        after_help = "Examples:\n  evenkeel volume create vm1 --size 10GiB\n  evenkeel volume create db --size 1TiB --priority 10"
+    )]
     Create {
         name: String,
         /// A multiple of 512 bytes
@@ -366,13 +373,17 @@ pub enum VolumeCommand {
         /// The pool [default: the one named default]
         #[arg(long)]
         pool: Option<String>,
+        /// Higher is resynced first [default: 0]
+        #[arg(long, allow_negative_numbers = true)]
+        priority: Option<i32>,
         /// Success when it is there already with that size
         #[arg(long)]
         if_not_exists: bool,
     },
     /// All volumes
     List,
-    /// One volume
+    /// One volume: its layout, how many of its chunks have all their copies, on which disks, and when all will have
+    #[command(after_help = "Example:\n  evenkeel volume show vm1")]
     Show { name: String },
     /// Grow a volume, or shrink it with --yes
     #[command(after_help = "Example:\n  evenkeel volume resize vm1 --size 20GiB")]
@@ -419,10 +430,36 @@ pub enum ResyncCommand {
     /// Change limits; acts within a second and is kept
     #[command(after_help = "Examples:\n  evenkeel resync set --cap 20MiB/s\n  evenkeel resync set --cap none")]
     Set(ResyncSetArgs),
-    /// Stop all background copies; nothing is lost
-    Pause,
-    /// Go on
-    Resume,
+    /// The last 100 jobs: every plan that moved something, why, who asked for it, and what became of it
+    #[command(after_help = "Example:\n  evenkeel resync jobs -o json")]
+    Jobs {
+        /// Only one
+        #[arg(long, value_name = "N")]
+        job: Option<u64>,
+    },
+    /// Stop all background copies, or those of one job; nothing is lost
+    #[command(after_help = "Examples:\n  evenkeel resync pause\n  evenkeel resync pause --job 7")]
+    Pause {
+        /// Only the moves of this job
+        #[arg(long, value_name = "N")]
+        job: Option<u64>,
+    },
+    /// Go on; a cancelled job is planned anew
+    #[command(after_help = "Examples:\n  evenkeel resync resume\n  evenkeel resync resume --job 7")]
+    Resume {
+        /// Only this job
+        #[arg(long, value_name = "N")]
+        job: Option<u64>,
+    },
+    /// Give up a job's drains and rebalances; repairs of missing copies go on
+    ///
+    /// Half-made copies are removed. Nothing of it is planned again until the topology changes or the job is resumed.
+    #[command(after_help = "Example:\n  evenkeel resync cancel --job 7")]
+    Cancel {
+        /// Which job
+        #[arg(long, value_name = "N")]
+        job: u64,
+    },
 }
 
 /// `resync set`: at least one thing.
@@ -535,7 +572,9 @@ mod tests {
             "evenkeel pg show 1.17",
             "evenkeel pool create p --replicas 2 --failure-domain rack",
             "evenkeel pool set default --replicas 3",
+            "evenkeel pool set default --class ssd",
             "evenkeel volume create v --size 1GiB",
+            "evenkeel volume create v --size 1GiB --priority -2",
             "evenkeel volume resize v --size 2GiB",
             "evenkeel volume set v --priority -3",
             "evenkeel volume hash v w",
@@ -546,6 +585,12 @@ mod tests {
             "evenkeel meta export",
             "evenkeel resync set --cap 20MiB/s",
             "evenkeel resync set --cap none --target-p99-us 0",
+            "evenkeel resync jobs",
+            "evenkeel resync jobs --job 3 -o json",
+            "evenkeel resync pause",
+            "evenkeel resync pause --job 3",
+            "evenkeel resync resume --job 3",
+            "evenkeel resync cancel --job 3",
             "evenkeel token create",
             "evenkeel hash a b",
             "evenkeel completions bash",
@@ -575,6 +620,8 @@ mod tests {
             "evenkeel resync set",
             "evenkeel resync set --cap quick",
             "evenkeel resync set --target-inflation 0.5",
+            "evenkeel resync cancel",
+            "evenkeel resync pause --job all",
             "evenkeel hash",
             "evenkeel plan --foreground-share 1.5",
             "evenkeel simulate --map m.json --at 0s",

@@ -165,7 +165,7 @@ impl Demo {
     /// Makes the volume, starts a gateway for it, and connects as a guest does.
     fn attach(&self) -> anyhow::Result<NbdClient> {
         let client = self.cluster.client()?;
-        let request = VolumeCreate { name: VOLUME.to_owned(), size_bytes: self.size, pool: None };
+        let request = VolumeCreate { name: VOLUME.to_owned(), size_bytes: self.size, pool: None, priority: None };
         client.post_text("/v1/volumes", &request)?;
         let socket = self.socket();
         self.cluster.announce()?;
@@ -249,7 +249,7 @@ impl Demo {
         let before = self.cluster.client()?.status()?;
         load.enter(Phase::Joining);
         let start = Instant::now();
-        let node = self.cluster.add_node(disk_bytes, 1)?;
+        let node = self.cluster.add_node(disk_bytes, 1, "")?;
         let has_copies =
             move |status: &Status| status.disks.iter().filter(|d| d.node == node.name).any(|d| d.pg_replicas > 0);
         self.follow(load, plan, &before, start, has_copies)

@@ -30,7 +30,12 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(180);
 #[serde(tag = "op", deny_unknown_fields)]
 pub enum Request {
     #[serde(rename = "add-node")]
-    Add { disk_size_bytes: u64, disks: u32 },
+    Add {
+        disk_size_bytes: u64,
+        disks: u32,
+        #[serde(default)]
+        class: String,
+    },
     #[serde(rename = "kill-node")]
     Kill { name: String, signal: DevSignal },
     #[serde(rename = "start-node")]

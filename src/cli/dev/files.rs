@@ -80,6 +80,9 @@ pub struct DevNode {
     pub id: Option<NodeId>,
     pub ports: Ports,
     pub disk_size_bytes: u64,
+    /// Of its disks; empty: what a node takes by itself.
+    #[serde(default)]
+    pub disk_class: String,
     /// One for each disk; the id once it is in the map.
     pub disks: Vec<Option<DiskId>>,
 }
@@ -95,13 +98,13 @@ impl DevState {
             nodes: Vec::new(),
         };
         for _ in 0..nodes {
-            state.add_node(disks_per_node, disk_size_bytes);
+            state.add_node(disks_per_node, disk_size_bytes, "");
         }
         state
     }
 
     /// Adds a node under the next number.
-    pub fn add_node(&mut self, disks: u32, disk_size_bytes: u64) -> DevNode {
+    pub fn add_node(&mut self, disks: u32, disk_size_bytes: u64, disk_class: &str) -> DevNode {
         let index = self.next_index;
         self.next_index += 1;
         let node = DevNode {
@@ -110,6 +113,7 @@ impl DevState {
             id: None,
             ports: Ports::default(),
             disk_size_bytes,
+            disk_class: disk_class.to_owned(),
             disks: vec![None; disks as usize],
         };
         self.nodes.push(node.clone());
@@ -282,7 +286,7 @@ mod tests {
     fn node_numbers_are_never_used_twice() {
         let mut state = DevState::new(2, 1, 1);
         state.nodes.pop();
-        assert_eq!(state.add_node(2, 1).name, "n3");
+        assert_eq!(state.add_node(2, 1, "").name, "n3");
         assert_eq!(state.node_mut("n3").unwrap().disks.len(), 2);
     }
 

@@ -197,9 +197,9 @@ impl LocalCluster {
     }
 
     /// Adds a node; returns once its disks are in the map.
-    pub fn add_node(&self, disk_size_bytes: u64, disks: u32) -> anyhow::Result<ClusterFileNode> {
+    pub fn add_node(&self, disk_size_bytes: u64, disks: u32, class: &str) -> anyhow::Result<ClusterFileNode> {
         self.client()?.status().context("a node can't join now")?;
-        let node = self.state.lock().kept.add_node(disks, disk_size_bytes);
+        let node = self.state.lock().kept.add_node(disks, disk_size_bytes, class);
         let joined = self.save().and_then(|()| self.spawn_node(&node)).and_then(|pid| self.await_node(&node, pid));
         if let Err(e) = joined {
             self.forget_unless_joined(&node.name);
@@ -307,8 +307,12 @@ impl LocalCluster {
         self.spawn(&node.name, |command| {
             command.args(["node", "run", "--name", &node.name, "--api", &client.access().api, "--dir"]).arg(&dir);
             command.args(["--listen", &listen.to_string(), "--admin", &admin.to_string()]);
+            let class = match node.disk_class.as_str() {
+                "" => String::new(),
+                class => format!(",class={class}"),
+            };
             let disks: Vec<String> = (0..node.disks.len())
-                .map(|i| format!("{},size={}", self.dir.disk(&node.name, i).display(), node.disk_size_bytes))
+                .map(|i| format!("{},size={}{class}", self.dir.disk(&node.name, i).display(), node.disk_size_bytes))
                 .collect();
             for disk in disks {
                 command.args(["--disk", &disk]);

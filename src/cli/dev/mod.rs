@@ -32,8 +32,8 @@ const REQUESTS_MAX: usize = 16;
 pub fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
     match (args.command, args.run) {
         (None, Some(run)) | (Some(DevCommand::Run(run)), _) => foreground(run),
-        (Some(DevCommand::AddNode { dir, disk_size, disks }), _) => {
-            let node = ask(&dir, &Request::Add { disk_size_bytes: disk_size, disks })?;
+        (Some(DevCommand::AddNode { dir, disk_size, disks, class }), _) => {
+            let node = ask(&dir, &Request::Add { disk_size_bytes: disk_size, disks, class })?;
             out::line(node.to_string())?;
             Ok(ExitCode::SUCCESS)
         }
@@ -106,8 +106,8 @@ fn accept(listener: &UnixListener, cluster: &Arc<LocalCluster>) {
 
 fn answer(cluster: &LocalCluster, request: Request) -> anyhow::Result<serde_json::Value> {
     match request {
-        Request::Add { disk_size_bytes, disks } => {
-            let node = cluster.add_node(disk_size_bytes, disks)?;
+        Request::Add { disk_size_bytes, disks, class } => {
+            let node = cluster.add_node(disk_size_bytes, disks, &class)?;
             report(&format!("{} has joined", node.name));
             Ok(serde_json::to_value(node)?)
         }

@@ -230,14 +230,21 @@ async fn one_gateway_writes_another_stands_by() {
 }
 
 /// Plays the primaries until `done`: complete learners are proposed, purges are carried out. `dead` says nothing.
-async fn play(nodes: &[Node], dead: &[usize], what: &str, done: impl Fn(&crate::core::cluster::ClusterMap) -> bool) {
+/// Gives what was purged: node's index and PG.
+async fn play(
+    nodes: &[Node],
+    dead: &[usize],
+    what: &str,
+    done: impl Fn(&crate::core::cluster::ClusterMap) -> bool,
+) -> std::collections::BTreeSet<(usize, u64)> {
+    let mut purged = std::collections::BTreeSet::new();
     let alive = || nodes.iter().enumerate().filter(|(i, _)| !dead.contains(i)).map(|(_, n)| n);
     let mut next = 1;
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         let map = alive().next().unwrap().peer.map.lock().clone();
         if done(&map) {
-            return;
+            return purged;
         }
         assert!(tokio::time::Instant::now() < deadline, "never happened: {what}");
         for config in map.pgs.values() {
@@ -248,11 +255,12 @@ async fn play(nodes: &[Node], dead: &[usize], what: &str, done: impl Fn(&crate::
                 server.peer.say(kind::PROPOSE, &proposal(config, next, ProposeKind::PromoteLearner, &who));
             }
         }
-        for node in alive() {
+        for (at, node) in nodes.iter().enumerate().filter(|(i, _)| !dead.contains(i)) {
             while let Some(purge) = node.peer.try_hear::<control::Purge>(kind::PURGE) {
                 let config = &map.pgs[&PgId::from_u64(purge.pg)];
                 assert!(config.members.iter().all(|m| m.disk != node.disk), "a member is never purged");
                 node.peer.say(kind::PURGED, &purge);
+                purged.insert((at, purge.pg));
             }
         }
         tokio::time::sleep(std::time::Duration::from_millis(30)).await;
@@ -308,10 +316,12 @@ async fn a_drained_node_is_emptied_and_its_copies_purged() {
     nodes.push(cluster.node("d").await);
     let _: NodeInfo =
         cluster.send("POST", "/v1/nodes/a/state", &serde_json::json!({ "state": "draining" })).await.unwrap();
-    play(&nodes, &[], "nothing is left on a", |m| m.pgs.len() == 8 && replicas_on(m, &nodes[0]) == 0).await;
+    let done = |m: &crate::core::cluster::ClusterMap| m.pgs.len() == 8 && replicas_on(m, &nodes[0]) == 0;
+    let early = play(&nodes, &[], "nothing is left on a", done).await;
     let map = nodes[1].peer.map.lock().clone();
     assert!(map.pgs.values().all(|c| c.members.len() == 3));
-    let mut purged = std::collections::BTreeSet::new();
+    let mut purged: std::collections::BTreeSet<u64> =
+        early.into_iter().filter(|(node, _)| *node == 0).map(|(_, pg)| pg).collect();
     while purged.len() < 8 {
         let purge: control::Purge = nodes[0].peer.hear(kind::PURGE).await;
         nodes[0].peer.say(kind::PURGED, &purge);

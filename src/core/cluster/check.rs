@@ -64,5 +64,11 @@ pub fn check(map: &ClusterMap, next: NextIds) -> Result<(), String> {
         let full = volume.stripes.iter().all(|s| !s.pgs.is_empty() && s.pgs.iter().all(|pg| *pg < pool.pg_count));
         ensure(rising && starts && full, &|| format!("volume {name} has a broken layout"))?;
     }
+    for (id, job) in &map.jobs {
+        ensure(*id == job.id && job.id != 0, &|| format!("job {id} is kept as {}", job.id))?;
+        let last = map.jobs.last_key_value().is_some_and(|(last, _)| last == id);
+        ensure(last || !job.state.is_open(), &|| format!("job {id} has not ended, though another came after it"))?;
+    }
+    ensure(map.jobs.len() <= super::job::JOBS_MAX, &|| format!("{} jobs are kept", map.jobs.len()))?;
     Ok(())
 }

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use super::{DiskAdminState, FailureDomain, Learner, NodeAdminState, PgConfig, Replica, Settings, Volume};
+use super::{
+    DiskAdminState, FailureDomain, Job, JobState, Learner, NodeAdminState, PgConfig, Replica, Settings, Volume,
+};
 use crate::core::ids::{ClusterId, DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
 
 /// A change of the map. People name things by name, daemons by id.
@@ -74,19 +76,8 @@ pub enum Command {
         /// Members of each PG, primary first.
         members: Vec<Vec<Replica>>,
     },
-    /// Changes a pool; what is `None` stays.
-    SetPool {
-        /// Name.
-        pool: String,
-        /// Copies.
-        replicas: Option<u32>,
-        /// Copies without which IO waits.
-        min_replicas: Option<u32>,
-        /// Where two copies may not meet.
-        failure_domain: Option<FailureDomain>,
-        /// Each ack is stable.
-        durable_writes: Option<bool>,
-    },
+    /// Changes a pool.
+    SetPool(PoolChange),
     /// Removes an empty pool.
     DeletePool {
         /// Name.
@@ -177,6 +168,15 @@ pub enum Command {
         /// Whom.
         learner: Learner,
     },
+    /// The coordinator holds a learner back, or lets it go on. The generation stays.
+    PauseLearner {
+        /// Which PG.
+        pg: PgId,
+        /// Whom.
+        replica: Replica,
+        /// Held back.
+        paused: bool,
+    },
     /// The coordinator drops a learner.
     DropLearner {
         /// Which PG.
@@ -197,6 +197,8 @@ pub enum Command {
     },
     /// The operator's last resort: one copy leads an unavailable PG, below min_replicas (R5).
     ForcePromote(ForcePromote),
+    /// A job is new, or gets on. The oldest go beyond [`JOBS_MAX`](super::job::JOBS_MAX).
+    PutJob(Box<Job>),
 }
 
 /// What the operator decided for an unavailable PG.
@@ -233,6 +235,23 @@ pub struct PoolSpec {
     pub pg_count: u32,
     /// Each ack is stable.
     pub durable_writes: bool,
+}
+
+/// What changes about a pool; what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolChange {
+    /// Name.
+    pub pool: String,
+    /// Copies.
+    pub replicas: Option<u32>,
+    /// Copies without which IO waits.
+    pub min_replicas: Option<u32>,
+    /// Where two copies may not meet.
+    pub failure_domain: Option<FailureDomain>,
+    /// Class; empty: any.
+    pub class: Option<String>,
+    /// Each ack is stable.
+    pub durable_writes: Option<bool>,
 }
 
 /// A primary's proposal (R3).
@@ -295,6 +314,8 @@ pub enum RecordKey {
     Pg(PgId),
     /// The settings.
     Settings,
+    /// A job.
+    Job(u64),
 }
 
 impl std::fmt::Display for RecordKey {
@@ -306,6 +327,7 @@ impl std::fmt::Display for RecordKey {
             RecordKey::Volume(id) => write!(f, "volume {id}"),
             RecordKey::Pg(id) => write!(f, "PG {id}"),
             RecordKey::Settings => f.write_str("settings"),
+            RecordKey::Job(id) => write!(f, "job {id}"),
         }
     }
 }
@@ -409,6 +431,10 @@ pub enum Refusal {
         "pool {pool:?} wants {replicas} replicas in separate failure domains, but only {found} could be placed: add nodes, or create it with fewer replicas"
     )]
     TooFewDomains { pool: String, replicas: u32, found: usize },
+    #[error(
+        "pool {pool:?} wants {replicas} replicas in separate failure domains, but disks of class {class:?} are in only {found}: add disks of that class first (classes that there are: {known})"
+    )]
+    ClassTooSmall { pool: String, class: String, replicas: u32, found: usize, known: String },
     #[error("pool {pool:?} still has {volumes} volumes: delete them first")]
     PoolInUse { pool: String, volumes: usize },
     #[error("a size of {0} bytes is not a positive multiple of 512: round it up")]
@@ -465,6 +491,20 @@ pub enum Refusal {
     TooManyLearners { pg: PgId, have: usize, max: usize },
     #[error("the record of {0} holds what this release doesn't know: upgrade the coordinator before changing it")]
     ReadOnly(RecordKey),
+    #[error("there is no job {0}: `evenkeel resync jobs` lists those that are kept")]
+    JobUnknown(u64),
+    #[error("job {id} is {state} already: `evenkeel resync jobs` shows what runs now", state = .state.name())]
+    JobOver { id: u64, state: JobState },
+    #[error("job {id} holds nothing back any more: the topology has changed since, and it was planned anew")]
+    JobNotHeld { id: u64 },
+    #[error(
+        "job {id} only makes copies that are missing ({moves} moves): without them placement groups stay with fewer copies than their pool wants; `evenkeel resync pause --job {id}` holds them back for a while, `evenkeel pool set` asks for fewer copies"
+    )]
+    JobRepairs { id: u64, moves: usize },
+    #[error("job {id} is being planned anew: ask again in a few seconds")]
+    JobUnplanned { id: u64 },
+    #[error("job {id} can't follow job {last}: jobs count up by one")]
+    JobOutOfOrder { id: u64, last: u64 },
     #[error("the cluster has used up all ids for a {0}")]
     IdsExhausted(&'static str),
 }
@@ -473,7 +513,7 @@ impl Refusal {
     /// For HTTP statuses.
     pub fn kind(&self) -> RefusalKind {
         match self {
-            Refusal::Unknown { .. } => RefusalKind::NotFound,
+            Refusal::Unknown { .. } | Refusal::JobUnknown(_) => RefusalKind::NotFound,
             Refusal::NameInvalid { .. }
             | Refusal::DiskTooSmall { .. }
             | Refusal::ReplicasInvalid { .. }

@@ -103,6 +103,7 @@ impl ClusterState {
                 RecordKey::Volume(id) => delta.volumes.extend(map.volumes.get(id).cloned()),
                 RecordKey::Pg(id) => delta.pgs.extend(map.pgs.get(id).cloned()),
                 RecordKey::Settings => delta.settings = Some(map.settings.clone()),
+                RecordKey::Job(_) => {}
             }
         }
         for (_, key) in self.versions.removed.iter().filter(|(v, _)| *v > version) {

@@ -10,14 +10,18 @@
 pub mod check;
 pub mod command;
 pub mod delta;
+pub mod job;
 pub mod layout;
 mod pgs;
+mod pools;
 pub mod state;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+
+pub use job::{Job, JobState};
 
 use super::ids::{BootId, ChunkId, ClusterId, DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
 use super::units::CHUNK_BYTES;
@@ -48,6 +52,8 @@ pub struct ClusterMap {
     pub pgs: BTreeMap<PgId, PgConfig>,
     /// Operator settings.
     pub settings: Settings,
+    /// The last plans and what became of them. Followers of the map don't get them.
+    pub jobs: BTreeMap<u64, Job>,
 }
 
 /// A host that runs one `evenkeel node` process.
@@ -204,6 +210,20 @@ impl Volume {
         self.size_bytes.div_ceil(CHUNK_BYTES) as u32
     }
 
+    /// How many of its chunks lie in each of its PGs.
+    pub fn chunks_by_pg(&self) -> BTreeMap<PgId, u64> {
+        let mut chunks = BTreeMap::new();
+        for (i, stripe) in self.stripes.iter().enumerate() {
+            let end = self.stripes.get(i + 1).map_or(self.chunk_count(), |s| s.first_chunk).min(self.chunk_count());
+            let (count, pgs) = (u64::from(end.saturating_sub(stripe.first_chunk)), stripe.pgs.len() as u64);
+            for (at, index) in stripe.pgs.iter().enumerate() {
+                let these = count / pgs + u64::from((at as u64) < count % pgs);
+                *chunks.entry(PgId { pool: self.pool, index: *index }).or_default() += these;
+            }
+        }
+        chunks
+    }
+
     /// Every PG that the volume touches, once.
     pub fn pgs(&self) -> impl Iterator<Item = PgId> + '_ {
         let set: std::collections::BTreeSet<u32> = self.stripes.iter().flat_map(|s| s.pgs.iter().copied()).collect();
@@ -270,7 +290,7 @@ impl ResyncClass {
 }
 
 /// A replica on its way in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Learner {
     /// The disk, at its boot.
     pub replica: Replica,
@@ -278,6 +298,8 @@ pub struct Learner {
     pub replaces: Option<DiskId>,
     /// Why.
     pub class: ResyncClass,
+    /// Nothing is copied to it until its job goes on; writes are forwarded all the same.
+    pub paused: bool,
 }
 
 /// A PG's configuration.
@@ -392,5 +414,8 @@ mod tests {
         assert_eq!([at(0), at(1), at(9), at(10), at(12), at(13)], [5, 9, 9, 1, 3, 1]);
         assert_eq!(volume.chunk_count(), 15);
         assert_eq!(volume.pgs().count(), 5);
+        let mut counted = BTreeMap::new();
+        (0..15).for_each(|c| *counted.entry(volume.pg_of(c).unwrap()).or_insert(0) += 1);
+        assert_eq!(volume.chunks_by_pg(), counted);
     }
 }

@@ -5,7 +5,7 @@
 //!   members ────────────────────────────────────▶ gone     members ─▶ members in another order
 //!      ▲                                                     (generation + 1)
 //!      │ PromoteLearner (primary; complete, live; generation + 1)
-//!   learners ◀── AddLearner (coordinator)  ──▶ DropLearner (either; the generation stays)
+//!   learners ◀── AddLearner, PauseLearner (coordinator)  ──▶ DropLearner (either; the generation stays)
 //!      ▲
 //!      ├── SetMembers: no member lives at its recorded boot with a whole copy (R2; generation + 1, durability epoch + 1)
 //!      └── ForcePromote (operator): too few members live for min_replicas (R5; generation + 1, and the durability epoch
@@ -196,6 +196,16 @@ impl Tx<'_> {
             return Err(Refusal::NotLearner { pg, replica });
         }
         self.write(Record::Pg(config));
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn pause_learner(&mut self, pg: PgId, replica: Replica, paused: bool) -> Result<Outcome, Refusal> {
+        let (mut config, _) = self.config(pg)?;
+        let found = config.learners.iter_mut().find(|l| l.replica == replica);
+        let learner = found.ok_or(Refusal::NotLearner { pg, replica })?;
+        if std::mem::replace(&mut learner.paused, paused) != paused {
+            self.write(Record::Pg(config));
+        }
         Ok(Outcome::Done)
     }
 

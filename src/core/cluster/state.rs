@@ -10,13 +10,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::command::{Applied, Command, Context, Happening, Outcome, PoolSpec, RecordKey, Refusal};
+use super::command::{Applied, Command, Context, Happening, Outcome, RecordKey, Refusal};
 use super::delta::Versions;
 use super::layout;
 use super::{
-    ClusterMap, Disk, DiskAdminState, FailureDomain, Node, NodeAdminState, PgConfig, Pool, Replica, Settings, Volume,
+    ClusterMap, Disk, DiskAdminState, FailureDomain, Job, Node, NodeAdminState, PgConfig, Pool, Settings, Volume,
 };
-use crate::core::ids::{DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
+use crate::core::ids::{DiskId, NodeId, PgId, PoolId, VolumeId};
 
 /// Copies of a PG beyond which nobody goes; bounds configurations.
 pub const REPLICAS_MAX: u32 = 16;
@@ -129,6 +129,7 @@ pub(super) enum Record {
     Volume(Volume),
     Pg(PgConfig),
     Settings(Settings),
+    Job(Job),
 }
 
 fn put(map: &mut ClusterMap, key: RecordKey, record: Option<Record>) {
@@ -139,12 +140,14 @@ fn put(map: &mut ClusterMap, key: RecordKey, record: Option<Record>) {
         (_, Some(Record::Volume(v))) => drop(map.volumes.insert(v.id, v)),
         (_, Some(Record::Pg(c))) => drop(map.pgs.insert(c.pg, c)),
         (_, Some(Record::Settings(s))) => map.settings = s,
+        (_, Some(Record::Job(j))) => drop(map.jobs.insert(j.id, j)),
         (RecordKey::Node(id), None) => drop(map.nodes.remove(&id)),
         (RecordKey::Disk(id), None) => drop(map.disks.remove(&id)),
         (RecordKey::Pool(id), None) => drop(map.pools.remove(&id)),
         (RecordKey::Volume(id), None) => drop(map.volumes.remove(&id)),
         (RecordKey::Pg(id), None) => drop(map.pgs.remove(&id)),
         (RecordKey::Settings, None) => map.settings = Settings::default(),
+        (RecordKey::Job(id), None) => drop(map.jobs.remove(&id)),
     }
 }
 
@@ -170,11 +173,12 @@ impl<'a> Tx<'a> {
             Record::Volume(v) => RecordKey::Volume(v.id),
             Record::Pg(c) => RecordKey::Pg(c.pg),
             Record::Settings(_) => RecordKey::Settings,
+            Record::Job(j) => RecordKey::Job(j.id),
         };
         self.writes.insert(key, Some(record));
     }
 
-    fn remove(&mut self, key: RecordKey) {
+    pub(super) fn remove(&mut self, key: RecordKey) {
         self.writes.insert(key, None);
     }
 
@@ -253,25 +257,7 @@ impl<'a> Tx<'a> {
                 Ok(Outcome::Done)
             }
             Command::CreatePool { spec, members } => self.create_pool(spec, members),
-            Command::SetPool { pool, replicas, min_replicas, failure_domain, durable_writes } => {
-                let old = self.pool_named(&pool)?;
-                let new = Pool {
-                    replicas: replicas.unwrap_or(old.replicas),
-                    min_replicas: min_replicas.unwrap_or(old.min_replicas.min(replicas.unwrap_or(old.replicas))),
-                    failure_domain: failure_domain.unwrap_or(old.failure_domain),
-                    durable_writes: durable_writes.unwrap_or(old.durable_writes),
-                    ..old.clone()
-                };
-                check_replicas(new.replicas, new.min_replicas)?;
-                if new != *old {
-                    self.tell(
-                        "pool-set",
-                        format!("Pool {pool} now keeps {} replicas, at least {}.", new.replicas, new.min_replicas),
-                    );
-                    self.write(Record::Pool(new));
-                }
-                Ok(Outcome::Done)
-            }
+            Command::SetPool(change) => self.set_pool(change),
             Command::DeletePool { pool } => {
                 let id = self.pool_named(&pool)?.id;
                 let volumes = self.map.volumes.values().filter(|v| v.pool == id).count();
@@ -342,6 +328,8 @@ impl<'a> Tx<'a> {
             Command::DropLearner { pg, replica } => self.drop_learner(pg, replica),
             Command::SetMembers { pg, base, truth, learners } => self.set_members(pg, base, truth, learners, context),
             Command::ForcePromote(force) => self.force_promote(force, context),
+            Command::PauseLearner { pg, replica, paused } => self.pause_learner(pg, replica, paused),
+            Command::PutJob(job) => self.put_job(*job),
         }
     }
 
@@ -355,7 +343,7 @@ impl<'a> Tx<'a> {
         self.map.disks.get(&id).ok_or_else(|| Refusal::Unknown { what: "disk", name: id.to_string() })
     }
 
-    fn pool_named(&self, name: &str) -> Result<&'a Pool, Refusal> {
+    pub(super) fn pool_named(&self, name: &str) -> Result<&'a Pool, Refusal> {
         let found = self.map.pools.values().find(|p| p.name == name);
         found.ok_or_else(|| Refusal::Unknown { what: "pool", name: name.to_owned() })
     }
@@ -395,56 +383,6 @@ impl<'a> Tx<'a> {
         self.tell("node-state", format!("Node {name} is now {}.", state_word(state)));
         self.write(Record::Node(Node { admin_state: state, ..node.clone() }));
         Ok(Outcome::Done)
-    }
-
-    fn create_pool(&mut self, spec: PoolSpec, members: Vec<Vec<Replica>>) -> Result<Outcome, Refusal> {
-        check_name("pool", &spec.name)?;
-        if self.map.pools.values().any(|p| p.name == spec.name) {
-            return Err(Refusal::NameTaken { what: "pool", name: spec.name });
-        }
-        check_replicas(spec.replicas, spec.min_replicas)?;
-        if spec.pg_count == 0 || spec.pg_count > PG_COUNT_MAX {
-            return Err(Refusal::PgCountInvalid(spec.pg_count));
-        }
-        let distinct = |m: &Vec<Replica>| m.iter().map(|r| r.disk).collect::<BTreeSet<_>>().len();
-        let fewest = members.iter().map(distinct).min().unwrap_or(0);
-        if fewest < spec.replicas as usize || members.len() != spec.pg_count as usize {
-            return Err(Refusal::TooFewDomains { pool: spec.name, replicas: spec.replicas, found: fewest });
-        }
-        for replica in members.iter().flatten() {
-            self.disk(replica.disk)?;
-        }
-        let id = PoolId(take(&mut self.next.pool, "pool")?);
-        for (index, members) in members.into_iter().enumerate() {
-            self.write(Record::Pg(PgConfig {
-                pg: PgId { pool: id, index: index as u32 },
-                generation: Generation { epoch: self.map.epoch, n: 1 },
-                durability_epoch: 1,
-                members,
-                learners: Vec::new(),
-                last_proposal: 0,
-                forced: false,
-                members_min: 0,
-            }));
-        }
-        self.tell(
-            "pool-created",
-            format!(
-                "Pool {} was created with {} placement groups of {} replicas.",
-                spec.name, spec.pg_count, spec.replicas
-            ),
-        );
-        self.write(Record::Pool(Pool {
-            id,
-            name: spec.name,
-            replicas: spec.replicas,
-            min_replicas: spec.min_replicas,
-            failure_domain: spec.failure_domain,
-            class: spec.class,
-            pg_count: spec.pg_count,
-            durable_writes: spec.durable_writes,
-        }));
-        Ok(Outcome::Pool(id))
     }
 
     fn create_volume(&mut self, name: String, pool: &str, size_bytes: u64) -> Result<Outcome, Refusal> {
@@ -565,13 +503,13 @@ pub fn domain_of(map: &ClusterMap, level: FailureDomain, disk: DiskId) -> Option
     })
 }
 
-fn take(next: &mut u32, what: &'static str) -> Result<u32, Refusal> {
+pub(super) fn take(next: &mut u32, what: &'static str) -> Result<u32, Refusal> {
     let id = *next;
     *next = next.checked_add(1).ok_or(Refusal::IdsExhausted(what))?;
     Ok(id)
 }
 
-fn check_name(what: &'static str, name: &str) -> Result<(), Refusal> {
+pub(super) fn check_name(what: &'static str, name: &str) -> Result<(), Refusal> {
     let ok = name.len() <= NAME_BYTES_MAX
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
@@ -583,11 +521,6 @@ fn check_size(size_bytes: u64) -> Result<(), Refusal> {
         return Err(Refusal::SizeUnaligned(size_bytes));
     }
     if size_bytes > layout::VOLUME_BYTES_MAX { Err(Refusal::SizeTooLarge(size_bytes)) } else { Ok(()) }
-}
-
-fn check_replicas(replicas: u32, min_replicas: u32) -> Result<(), Refusal> {
-    let ok = (1..=REPLICAS_MAX).contains(&replicas) && (1..=replicas).contains(&min_replicas);
-    if ok { Ok(()) } else { Err(Refusal::ReplicasInvalid { replicas, min_replicas }) }
 }
 
 fn check_settings(settings: &Settings) -> Result<(), Refusal> {

@@ -3,10 +3,10 @@ use std::cell::RefCell;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::cluster::command::{Change, Liveness, Proposal};
+use crate::core::cluster::command::{Change, Liveness, PoolChange, PoolSpec, Proposal};
 use crate::core::cluster::delta::Delta;
-use crate::core::cluster::{Learner, ResyncClass};
-use crate::core::ids::{BootId, ClusterId};
+use crate::core::cluster::{Learner, Replica, ResyncClass};
+use crate::core::ids::{BootId, ClusterId, Generation};
 use crate::core::units::CHUNK_BYTES;
 
 /// Live replicas, and accusations that stand.
@@ -116,7 +116,7 @@ impl Bed {
     }
 
     fn learner(&mut self, replica: Replica, replaces: Option<u32>) -> Result<Applied, Refusal> {
-        let learner = Learner { replica, replaces: replaces.map(DiskId), class: ResyncClass::Repair };
+        let learner = Learner { replica, replaces: replaces.map(DiskId), class: ResyncClass::Repair, paused: false };
         self.try_apply(Command::AddLearner { pg: PG, learner })
     }
 }
@@ -182,12 +182,9 @@ fn pools_are_checked() {
     assert!(matches!(bed.no(make(spec("q", 3, 2, 1), twice)), Refusal::TooFewDomains { found: 2, .. }));
     let nobody = vec![vec![replica(1, 1), replica(2, 1), replica(99, 1)]];
     assert!(matches!(bed.no(make(spec("q", 3, 2, 1), nobody)), Refusal::Unknown { what: "disk", .. }));
-    let set = |pool: &str, replicas, min_replicas| Command::SetPool {
-        pool: pool.into(),
-        replicas,
-        min_replicas,
-        failure_domain: None,
-        durable_writes: Some(true),
+    let set = |pool: &str, replicas, min_replicas| {
+        let (pool, durable_writes) = (pool.into(), Some(true));
+        Command::SetPool(PoolChange { pool, replicas, min_replicas, durable_writes, ..PoolChange::default() })
     };
     assert!(matches!(bed.no(set("x", None, None)), Refusal::Unknown { what: "pool", .. }));
     assert!(matches!(bed.no(set("p", Some(3), Some(4))), Refusal::ReplicasInvalid { .. }));
@@ -440,7 +437,8 @@ fn the_coordinator_promotes_members_only() {
 fn all_restarted_takes_one_member_at_its_new_boot() {
     let mut bed = Bed::new();
     let base = bed.config().generation;
-    let learner = |d| Learner { replica: replica(d, 2), replaces: None, class: ResyncClass::RepairCritical };
+    let learner =
+        |d| Learner { replica: replica(d, 2), replaces: None, class: ResyncClass::RepairCritical, paused: false };
     let set = |truth, learners: Vec<Learner>| Command::SetMembers { pg: PG, base, truth, learners };
     for d in 1..=3 {
         bed.comes(replica(d, 2));
@@ -545,6 +543,7 @@ fn random_command(state: &ClusterState, world: &World, [op, a, b, c]: [u8; 4]) -
                 replica: any,
                 replaces: (a % 2 == 0).then_some(member.disk),
                 class: ResyncClass::Rebalance,
+                paused: false,
             },
         },
         17 => Command::DropLearner { pg, replica: learner },
@@ -605,7 +604,8 @@ proptest! {
 }
 
 fn force(bed: &Bed, chosen: Replica, learners: &[Replica], lossless: bool) -> Command {
-    let learner = |r: &Replica| Learner { replica: *r, replaces: None, class: ResyncClass::RepairCritical };
+    let learner =
+        |r: &Replica| Learner { replica: *r, replaces: None, class: ResyncClass::RepairCritical, paused: false };
     Command::ForcePromote(crate::core::cluster::command::ForcePromote {
         pg: PG,
         base: bed.config().generation,
@@ -669,4 +669,25 @@ fn what_may_be_lost_raises_the_durability_epoch() {
     bed.dies(replica(3, 1));
     bed.ok(force(&bed, replica(1, 1), &[], false));
     assert_eq!(bed.config().durability_epoch, 2, "a member that lost its table");
+}
+
+#[test]
+fn a_pools_class_is_changed_where_the_class_can_hold_it() {
+    let mut bed = Bed::new();
+    let class = |class: &str| {
+        Command::SetPool(PoolChange { pool: "p".into(), class: Some(class.into()), ..PoolChange::default() })
+    };
+    bed.ok(class("ssd"));
+    assert_eq!(bed.state.map.pools[&PoolId(1)].class, "ssd");
+    for (n, replaced) in [(1, "hdd"), (2, "hdd")] {
+        let disk = Command::AllocDisk { node: NodeId(n), class: replaced.into(), capacity_bytes: 1 << 30 };
+        bed.ok(disk);
+    }
+    let text = bed.no(class("hdd")).to_string();
+    assert!(text.contains("\"hdd\" are in only 2") && text.contains("hdd, ssd"), "{text}");
+    let text = bed.no(class("nvme")).to_string();
+    assert!(text.contains("in only 0"), "{text}");
+    assert_eq!(bed.state.map.pools[&PoolId(1)].class, "ssd", "a refusal changes nothing");
+    bed.ok(class(""));
+    assert_eq!(bed.state.map.pools[&PoolId(1)].class, "");
 }

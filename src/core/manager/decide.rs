@@ -139,6 +139,7 @@ fn recover(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> Option<Com
         replica,
         replaces: None,
         class: ResyncClass::RepairCritical,
+        paused: false,
     });
     Some(Command::SetMembers { pg: config.pg, base: config.generation, truth, learners: learners.collect() })
 }
@@ -181,7 +182,10 @@ fn take_back(map: &ClusterMap, runtime: &Runtime, config: &PgConfig, pool: &Pool
         if counts.has_room(primary.disk, replica.disk) && !runtime.is_hung(replica.disk) {
             counts.learner(primary.disk, replica.disk);
             learning.insert(replica.disk);
-            out.push(Command::AddLearner { pg: config.pg, learner: Learner { replica, replaces, class } });
+            out.push(Command::AddLearner {
+                pg: config.pg,
+                learner: Learner { replica, replaces, class, paused: false },
+            });
         }
     };
     for member in &config.members {
@@ -243,13 +247,40 @@ pub enum PgState {
     Unavailable(String),
 }
 
+/// What a PG's state rests on: what is observed, or a faster form of it.
+pub trait Observed {
+    /// The disk answers, at this boot.
+    fn answers(&self, replica: Replica) -> bool;
+    /// Its disk doesn't answer, though its node does.
+    fn hangs(&self, disk: DiskId) -> bool;
+    /// The disk's node says that it serves the PG.
+    fn is_served(&self, pg: PgId, disk: DiskId) -> bool;
+}
+
+impl Observed for Runtime {
+    fn answers(&self, replica: Replica) -> bool {
+        self.is_live(replica)
+    }
+    fn hangs(&self, disk: DiskId) -> bool {
+        self.is_hung(disk)
+    }
+    fn is_served(&self, pg: PgId, disk: DiskId) -> bool {
+        self.serves(pg, disk)
+    }
+}
+
 /// Judges a PG.
 pub fn state_of(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> PgState {
+    judge(map, runtime, runtime, config)
+}
+
+/// The same by another form of what is observed; `runtime` says what would bring a PG back.
+pub fn judge(map: &ClusterMap, runtime: &Runtime, seen: &impl Observed, config: &PgConfig) -> PgState {
     let Some(pool) = map.pools.get(&config.pg.pool) else {
         return PgState::Unavailable("its pool is unknown".to_owned());
     };
-    let live = config.members.iter().filter(|m| runtime.is_live(**m)).count();
-    let primary = config.primary().is_some_and(|p| runtime.is_live(p));
+    let live = config.members.iter().filter(|m| seen.answers(**m)).count();
+    let primary = config.primary().is_some_and(|p| seen.answers(p));
     if live == 0 {
         return PgState::Unavailable(format!("no member answers: {}", force::way_back(map, runtime, config)));
     }
@@ -264,14 +295,14 @@ pub fn state_of(map: &ClusterMap, runtime: &Runtime, config: &PgConfig) -> PgSta
     if !primary {
         return PgState::Unavailable("its primary does not answer; another member is about to take over".to_owned());
     }
-    if let Some(primary) = config.primary().filter(|p| runtime.is_hung(p.disk)) {
+    if let Some(primary) = config.primary().filter(|p| seen.hangs(p.disk)) {
         let name = force::disk_on_node(map, primary.disk);
         return PgState::Unavailable(format!("its primary {name} hangs; another member takes over if one is fit to"));
     }
-    if let Some(primary) = config.primary().filter(|p| !runtime.serves(config.pg, p.disk)) {
+    if let Some(primary) = config.primary().filter(|p| !seen.is_served(config.pg, p.disk)) {
         return PgState::Unavailable(format!("its primary {} gets ready to serve", primary.disk));
     }
-    let hung = config.members.iter().any(|m| runtime.is_hung(m.disk));
+    let hung = config.members.iter().any(|m| seen.hangs(m.disk));
     if live >= pool.replicas as usize && live == config.members.len() && !hung {
         PgState::Clean
     } else {

@@ -211,7 +211,8 @@ fn returning_disks_become_learners() {
 #[test]
 fn a_learner_that_cannot_go_on_is_dropped() {
     let mut map = map();
-    let learner = Learner { replica: replica(4, 1), replaces: Some(DiskId(3)), class: ResyncClass::Rebalance };
+    let learner =
+        Learner { replica: replica(4, 1), replaces: Some(DiskId(3)), class: ResyncClass::Rebalance, paused: false };
     map.pgs.get_mut(&PG).unwrap().learners.push(learner);
     let all = [(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)];
     let drops = |extra: &[(u32, u64, Report)]| {
@@ -417,6 +418,7 @@ fn what_a_learner_has_is_known_while_it_learns() {
         replica: replica(4, 1),
         replaces: None,
         class: ResyncClass::Repair,
+        paused: false,
     });
     let mut runtime = settled(&map, &[(1, 1, FULL), (4, 1, FULL)]);
     let generation = Generation { epoch: 1, n: 5 };
@@ -433,7 +435,8 @@ fn what_a_learner_has_is_known_while_it_learns() {
 fn a_learner_is_not_the_truth_before_it_says_what_it_has() {
     let mut map = map();
     let mut runtime = settled(&map, &[(1, 2, Some((4, true, 9))), (2, 2, FULL), (3, 2, Some((5, false, 0)))]);
-    let learner = Learner { replica: replica(1, 2), replaces: Some(DiskId(1)), class: ResyncClass::Repair };
+    let learner =
+        Learner { replica: replica(1, 2), replaces: Some(DiskId(1)), class: ResyncClass::Repair, paused: false };
     map.pgs.get_mut(&PG).unwrap().learners.push(learner);
     runtime.note_learner(replica(1, 2), &map.pgs[&PG]);
     let copy = runtime.disks[&DiskId(1)].copies[&PG];
@@ -529,7 +532,7 @@ fn a_disk_that_hangs_leads_nothing_and_learns_nothing() {
     assert_eq!(learners(&runtime), [4]);
     hang(&mut runtime, 2, 0);
     assert_eq!(learners(&runtime), [2]);
-    let learner = Learner { replica: replica(2, 1), replaces: None, class: ResyncClass::Repair };
+    let learner = Learner { replica: replica(2, 1), replaces: None, class: ResyncClass::Repair, paused: false };
     map.pgs.get_mut(&PG).unwrap().learners.push(learner);
     assert_eq!(decided(&map, &runtime), []);
     hang(&mut runtime, 2, 7000);

@@ -117,7 +117,12 @@ pub fn command(map: &ClusterMap, config: &PgConfig, chosen: &Candidate, all: &[C
     let mut learners = Vec::new();
     for other in all {
         if learners.len() + 1 < wanted && taken.insert(domain(other.replica.disk)) {
-            learners.push(Learner { replica: other.replica, replaces: None, class: ResyncClass::RepairCritical });
+            learners.push(Learner {
+                replica: other.replica,
+                replaces: None,
+                class: ResyncClass::RepairCritical,
+                paused: false,
+            });
         }
     }
     ForcePromote {

@@ -16,6 +16,8 @@
 mod attach;
 pub mod decide;
 pub mod force;
+pub mod jobs;
+pub mod pace;
 pub mod plan;
 mod reports;
 pub mod runtime;
@@ -26,7 +28,7 @@ use std::time::Duration;
 pub use self::attach::{Attachment, Waiter};
 use self::decide::Counts;
 use self::plan::Planning;
-pub use self::reports::{Copy, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
+pub use self::reports::{Copy, Copying, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
 use self::runtime::{ConnId, Judgement, Life, Limits, Runtime};
 use super::cluster::command::{Applied, Change, Command, Context, Proposal, RecordKey, Refusal};
 use super::cluster::state::ClusterState;
@@ -87,6 +89,8 @@ pub struct Manager {
     pub fresh_disks: BTreeMap<DiskId, Instant>,
     /// As of this turn.
     pub now: Instant,
+    /// The wall clock as of this turn, for people: when jobs began and ended.
+    pub unix_ms: u64,
     told: Vec<Told>,
     changed: BTreeSet<RecordKey>,
     standby: BTreeMap<VolumeId, VecDeque<Waiter>>,
@@ -108,6 +112,7 @@ impl Manager {
             pg_bytes: BTreeMap::new(),
             fresh_disks: BTreeMap::new(),
             now,
+            unix_ms: 0,
             told: Vec::new(),
             changed: BTreeSet::new(),
             standby: BTreeMap::new(),
@@ -247,7 +252,8 @@ impl Manager {
         let applied = self.apply(actor, Command::DiskFailed { disk });
         if applied.is_ok_and(|a| !a.changed.is_empty()) {
             self.runtime.no_grace.extend(touched);
-            self.planning.touch(self.now);
+            let what = format!("disk {} failed", force::disk_on_node(self.state.map(), disk));
+            self.planning.touch_for(self.now, COORDINATOR, what);
         }
     }
 
@@ -283,6 +289,11 @@ impl Manager {
         let config = self.state.map().pgs.get(&pg).cloned();
         if let (Ok(_), Some(replica), Some(config)) = (&outcome, promoted, &config) {
             self.runtime.note_copy(replica, config, true);
+            // One that was away when its copy's successor was made comes back to where no copy is wanted.
+            if outcome == Ok(true) && !Runtime::is_active(self.state.map(), replica.disk) {
+                let what = format!("a copy came back to {}, which is to be empty", replica.disk);
+                self.planning.touch_for(self.now, COORDINATOR, what);
+            }
         }
         (outcome.map(drop), config)
     }
@@ -312,6 +323,7 @@ impl Manager {
         let map = self.state.map();
         let known: Vec<_> = report.copies.iter().filter(|(_, pg, _)| map.pgs.contains_key(pg)).copied().collect();
         self.runtime.handle_copies(node, &known);
+        self.runtime.pace.handle_report(node, &report.copying, self.now);
         if let Some(view) = self.runtime.nodes.get_mut(&node) {
             view.serving = report.serving;
             view.lagging = (self.now, report.lagging);
@@ -371,7 +383,8 @@ impl Manager {
         match judgement {
             Judgement::Up(n) => {
                 self.planned_as_lost.remove(&n);
-                self.planning.touch(self.now);
+                let what = format!("node {} answers again", name(&n));
+                self.planning.touch_for(self.now, COORDINATOR, what);
                 self.tell("node-up", COORDINATOR, format!("Node {} answers again.", name(&n)));
             }
             Judgement::Suspect(_) => {}
@@ -408,6 +421,7 @@ impl Manager {
         }
         let steps = self.planning.step(self.state.map(), &self.runtime, &self.pg_bytes, self.now);
         steps.into_iter().for_each(|c| self.apply_quietly(c));
+        self.follow_job();
         let reorders = self.planning.reorder(self.state.map(), &self.runtime, self.now);
         reorders.into_iter().for_each(|c| self.apply_quietly(c));
         self.forget_volumes();
@@ -442,32 +456,26 @@ impl Manager {
         let unplaced = self.planning.job.moves.is_empty()
             && now.since(self.planned_at) >= REPLAN_INTERVAL
             && self.runtime.short_since.values().any(|at| now.since(*at) >= grace);
-        if !lost.is_empty() || unplaced {
-            self.planning.touch(now);
+        for node in &lost {
+            let name = self.state.map().nodes.get(node).map_or_else(|| node.to_string(), |n| n.name.clone());
+            self.planning.touch_for(now, COORDINATOR, format!("node {name} is lost"));
+        }
+        if unplaced {
+            self.planning.touch_for(now, COORDINATOR, "placement groups still lack copies".to_owned());
         }
         self.fresh_disks.retain(|_, at| now.since(*at) < FRESH_DISK_KEPT);
         if !self.planning.take_due(&self.runtime, debounce, now) {
             return None;
         }
         self.planned_at = now;
-        Some(self.plan_input())
+        let input = self.plan_input();
+        self.planning.topology = jobs::topology_of(&input);
+        Some(input)
     }
 
     /// Everything that a plan depends on.
     pub fn plan_input(&self) -> place::Input {
         plan::input(self.state.map(), &self.runtime, &self.pg_bytes, self.now)
-    }
-
-    /// The planner is done.
-    pub fn handle_planned(&mut self, plan: place::Plan) {
-        let (moves, bytes) = (plan.totals.moves, plan.totals.bytes);
-        let id = self.planning.job.id + 1;
-        if moves > 0 {
-            self.tell("plan", COORDINATOR, format!("Plan {id} has {moves} moves of {bytes} bytes."));
-        }
-        for drop in self.planning.handle_planned(self.state.map(), plan) {
-            self.apply_quietly(drop);
-        }
     }
 
     /// True once in a while: then call [`Manager::purges_due`].

@@ -13,7 +13,7 @@ use crate::core::cluster::{
     ClusterMap, DiskAdminState, FailureDomain, Learner, NodeAdminState, PgConfig, Pool, ResyncClass,
 };
 use crate::core::ids::{DiskId, NodeId, PgId};
-use crate::core::moves::{self, Room, Running, Slots, Wanted};
+use crate::core::moves::{self, Room, Running, Slots, Wanted, order};
 use crate::core::placement as place;
 use crate::core::units::Instant;
 
@@ -29,6 +29,8 @@ pub const PG_REPLICAS_PER_DISK: u32 = 100;
 const REORDERS_MAX: usize = 3;
 /// A reorder that nobody reports as served is taken as done.
 const REORDER_GIVEN_UP: Duration = Duration::from_secs(5);
+/// Changes that a job's reason names.
+const TRIGGERS_MAX: usize = 4;
 /// A change that keeps coming delays a plan by at most so many debounces.
 const DEBOUNCES_MAX: u32 = 5;
 
@@ -47,21 +49,34 @@ pub struct JobMove {
     pub class: ResyncClass,
 }
 
-/// A frozen plan and its progress.
+/// A frozen plan and its progress. Its record is in the map (`core/cluster/job`).
 #[derive(Clone, Debug, Default)]
 pub struct Job {
-    /// Rises with each plan of this coordinator's process.
+    /// The record's; 0: no plan has needed one yet.
     pub id: u64,
+    /// Nothing of it starts, and what runs is held back.
+    pub paused: bool,
     /// What is still wanted, running moves included.
     pub moves: Vec<JobMove>,
     /// Who should be primary where.
     pub primaries: BTreeMap<PgId, DiskId>,
-    /// Of moves that are done.
-    pub bytes_finished: u64,
+    /// What the moves came to that the record doesn't count yet.
+    pub ended: Ended,
     /// What the plan could not do.
     pub rejected: Vec<place::Rejected>,
-    /// Bytes for which there is no room.
-    pub missing_capacity_bytes: u64,
+    /// For what there is no room, and where.
+    pub missing_capacity: Vec<place::MissingCapacity>,
+}
+
+/// Moves that ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// The copy took its place.
+    pub done: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// It can't be made any more.
+    pub failed: u64,
 }
 
 /// When to plan, the job, and changes of primaries in flight.
@@ -71,6 +86,12 @@ pub struct Planning {
     pub job: Job,
     /// First and last change that no plan has seen.
     dirty: Option<(Instant, Instant)>,
+    /// What these changes were: who, and in a few words.
+    pub(super) triggers: Vec<(String, String)>,
+    /// What the plan that is being made is for: see [`jobs::topology_of`](super::jobs::topology_of).
+    pub(super) topology: u64,
+    /// A plan was made since this coordinator started: the job's moves are known.
+    pub(super) is_known: bool,
     /// A planner runs.
     pub running: bool,
     reorders: Vec<Reorder>,
@@ -90,6 +111,14 @@ impl Planning {
         self.dirty = Some((self.dirty.map_or(now, |d| d.0), now));
     }
 
+    /// The topology changed, and this is how.
+    pub fn touch_for(&mut self, now: Instant, actor: &str, what: String) {
+        self.touch(now);
+        if self.triggers.len() < TRIGGERS_MAX && self.triggers.iter().all(|(_, t)| *t != what) {
+            self.triggers.push((actor.to_owned(), what));
+        }
+    }
+
     /// A plan waits for its debounce, or is being made.
     pub fn is_pending(&self) -> bool {
         self.dirty.is_some() || self.running
@@ -106,9 +135,9 @@ impl Planning {
         due
     }
 
-    /// The planner is done. Gives the learners that the new job doesn't want.
-    pub fn handle_planned(&mut self, map: &ClusterMap, plan: place::Plan) -> Vec<Command> {
-        self.running = false;
+    /// The planner is done. Gives the learners that the job doesn't want any more.
+    pub fn handle_planned(&mut self, map: &ClusterMap, plan: place::Plan, id: u64, paused: bool) -> Vec<Command> {
+        (self.running, self.is_known) = (false, true);
         let moves: Vec<JobMove> = plan.moves.iter().map(job_move).collect();
         let wanted: BTreeSet<(PgId, DiskId)> = moves.iter().map(|m| (m.pg, m.to)).collect();
         let mut drops = Vec::new();
@@ -121,12 +150,13 @@ impl Planning {
             }
         }
         self.job = Job {
-            id: self.job.id + 1,
-            bytes_finished: 0,
+            id,
+            paused,
+            ended: Ended::default(),
             primaries: plan.target.iter().filter_map(|r| Some((r.pg, *r.disks.first()?))).collect(),
             moves,
             rejected: plan.rejected,
-            missing_capacity_bytes: plan.missing_capacity_bytes,
+            missing_capacity: plan.missing_capacity,
         };
         drops
     }
@@ -134,6 +164,17 @@ impl Planning {
     /// Where the job wants copies.
     pub fn targets(&self) -> BTreeSet<(PgId, DiskId)> {
         self.job.moves.iter().map(|m| (m.pg, m.to)).collect()
+    }
+
+    /// Bytes that each PG's moves copy.
+    pub fn bytes_left(&self, bytes: &BTreeMap<PgId, u64>) -> BTreeMap<PgId, u64> {
+        let mut left: BTreeMap<PgId, u64> = BTreeMap::new();
+        for m in &self.job.moves {
+            let size = bytes.get(&m.pg).copied().unwrap_or(m.bytes);
+            let sum = left.entry(m.pg).or_default();
+            *sum = sum.saturating_add(size);
+        }
+        left
     }
 
     /// PGs that the job moves for another reason than repair.
@@ -150,24 +191,30 @@ impl Planning {
         bytes: &BTreeMap<PgId, u64>,
         now: Instant,
     ) -> Vec<Command> {
-        let mut finished = 0;
+        let mut ended = self.job.ended;
         let mut overtaken = false;
         self.job.moves.retain(|m| {
-            let Some(config) = map.pgs.get(&m.pg) else { return false };
+            let Some(config) = map.pgs.get(&m.pg) else {
+                ended.failed += 1;
+                return false;
+            };
             let done = config.members.iter().any(|r| r.disk == m.to);
-            finished += if done { m.bytes } else { 0 };
             let moot = !done && fills_no_gap(map, runtime, m, config);
             // A copy that was under way to this disk for another reason took another member's place.
             let stayed = done && m.from.is_some_and(|d| d != m.to && config.members.iter().any(|r| r.disk == d));
             overtaken |= moot || stayed;
-            !done && !moot && !is_given_up(map, m.to)
+            let wanted = !done && !moot && !is_given_up(map, m.to);
+            ended.done += u64::from(done);
+            ended.bytes += if done { m.bytes } else { 0 };
+            ended.failed += u64::from(!done && !wanted);
+            wanted
         });
-        self.job.bytes_finished += finished;
+        self.job.ended = ended;
         if overtaken {
             // It would never start, or is not what was planned; nothing else of the job says where this PG belongs now.
-            self.touch(now);
+            self.touch_for(now, super::COORDINATOR, "a move was overtaken by another copy".to_owned());
         }
-        if map.settings.resync.paused || self.job.moves.is_empty() || !runtime.is_settled() {
+        if map.settings.resync.paused || self.job.paused || self.job.moves.is_empty() || !runtime.is_settled() {
             return Vec::new();
         }
         let planned = self.targets();
@@ -186,11 +233,13 @@ impl Planning {
                     target_node: node_of(l.replica.disk),
                     bytes: bytes.get(&c.pg).copied().unwrap_or(0),
                     class: l.class,
+                    rank: 0, // It runs.
                 };
                 (c.pg, *l, Running { wanted, planned: planned.contains(&(c.pg, l.replica.disk)) })
             })
             .collect();
         let grace = Duration::from_secs_f64(map.settings.grace_seconds);
+        let ranks = order::ranks(map.volumes.values(), &self.bytes_left(bytes));
         let mut wanted = Vec::new();
         let mut learners = Vec::new();
         for m in &self.job.moves {
@@ -205,6 +254,7 @@ impl Planning {
                 target_node,
                 bytes: size,
                 class: learner.class,
+                rank: ranks.get(&m.pg).copied().unwrap_or(order::NO_VOLUME),
             });
             learners.push(learner);
         }
@@ -288,7 +338,7 @@ fn startable(
         // A live copy moves: not while another is missing.
         Some(old) if runtime.is_live(old) => {
             let class = if short { return None } else { m.class };
-            Some((Learner { replica, replaces: Some(old.disk), class }, source))
+            Some((Learner { replica, replaces: Some(old.disk), class, paused: false }, source))
         }
         _ if !short => None,
         leaves => {
@@ -298,21 +348,24 @@ fn startable(
                 return None;
             }
             let class = if live <= 1 { ResyncClass::RepairCritical } else { ResyncClass::Repair };
-            Some((Learner { replica, replaces: leaves.map(|r| r.disk).or_else(dead), class }, source))
+            Some((Learner { replica, replaces: leaves.map(|r| r.disk).or_else(dead), class, paused: false }, source))
         }
     }
 }
 
 fn room(map: &ClusterMap, runtime: &Runtime) -> BTreeMap<DiskId, Room> {
+    let lagging = runtime.lagging();
     let one = |(id, view): (&DiskId, &super::runtime::DiskView)| {
         let limit = (view.capacity_bytes as f64 * BACKFILL_RATIO) as u64;
-        Some((*id, Room { free_bytes: limit.saturating_sub(view.used_bytes) })).filter(|_| map.disks.contains_key(id))
+        let is_slow = lagging.contains_key(id) || runtime.pace.is_slow(*id);
+        let room = Room { free_bytes: limit.saturating_sub(view.used_bytes), is_slow };
+        Some((*id, room)).filter(|_| map.disks.contains_key(id))
     };
     runtime.disks.iter().filter_map(one).collect()
 }
 
-/// Everything that a plan depends on.
-pub fn input(map: &ClusterMap, runtime: &Runtime, bytes: &BTreeMap<PgId, u64>, now: Instant) -> place::Input {
+/// The disks, as a plan sees them.
+pub fn topology(map: &ClusterMap, runtime: &Runtime, now: Instant) -> place::Topology {
     let grace = Duration::from_secs_f64(map.settings.grace_seconds);
     let disks = map.disks.values().filter_map(|d| {
         let node = map.nodes.get(&d.node)?;
@@ -329,12 +382,17 @@ pub fn input(map: &ClusterMap, runtime: &Runtime, bytes: &BTreeMap<PgId, u64>, n
             reserved_bytes: 0,
         })
     });
+    place::Topology { disks: disks.collect() }
+}
+
+/// Everything that a plan depends on.
+pub fn input(map: &ClusterMap, runtime: &Runtime, bytes: &BTreeMap<PgId, u64>, now: Instant) -> place::Input {
     let pending = map
         .pgs
         .values()
         .flat_map(|c| c.learners.iter().map(|l| place::PendingMove { pg: c.pg, from: l.replaces, to: l.replica.disk }));
     place::Input {
-        topology: place::Topology { disks: disks.collect() },
+        topology: topology(map, runtime, now),
         pools: map.pools.values().map(pool_spec).collect(),
         current: map.pgs.values().map(|c| row(c, bytes)).collect(),
         limits: place::Limits { backfill_limit_ratio: BACKFILL_RATIO },

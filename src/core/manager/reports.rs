@@ -63,6 +63,23 @@ pub struct Report {
     pub serving: BTreeSet<PgId>,
     /// Disks that its primaries wait for: PGs, and milliseconds of the longest wait.
     pub lagging: Vec<(DiskId, u32, u64)>,
+    /// Copies that it makes as primary.
+    pub copying: Vec<Copying>,
+}
+
+/// A copy that is being made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copying {
+    /// The PG.
+    pub pg: PgId,
+    /// The disk that it comes to.
+    pub to: DiskId,
+    /// Bytes compared or copied so far.
+    pub bytes_done: u64,
+    /// All of them.
+    pub bytes_total: u64,
+    /// The operator holds it back.
+    pub paused: bool,
 }
 
 /// A disk in a [`Report`].

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::pace::Pace;
 use super::reports::{Copy, Registration};
 use crate::core::cluster::command::Liveness;
 use crate::core::cluster::{ClusterMap, DiskAdminState, NodeAdminState, PgConfig, Replica};
@@ -170,6 +171,8 @@ pub struct Runtime {
     pub short_since: BTreeMap<PgId, Instant>,
     /// PGs that need no grace: a disk was declared lost, or the pool asks for more.
     pub no_grace: BTreeSet<PgId>,
+    /// How fast disks take copies.
+    pub pace: Pace,
 }
 
 impl Runtime {
@@ -191,6 +194,7 @@ impl Runtime {
             dropped: BTreeMap::new(),
             short_since: BTreeMap::new(),
             no_grace: BTreeSet::new(),
+            pace: Pace::default(),
         }
     }
 

@@ -7,11 +7,13 @@
 //! Invariants: no disk or node is source or target of more running moves than its slots; no target is promised more bytes
 //! than its backfill limit leaves; a PG has one planned move at a time; a repair never waits for a rebalance.
 //!
-//! Order: by class, then the moves of the disk that has most left to read or to write, as that one ends last; so the last
-//! moves of a plan don't wait for each other. Two slots of a disk go to two partners where they can: one that is slow then
-//! holds up one slot of those that work with it, not all.
+//! Order: by class, then by volume ([`order`]), then the moves of the disk that has most left to read or to write, as that
+//! one ends last; so the last moves of a plan don't wait for each other. Two slots of a disk go to two partners where they can: one that is slow then
+//! holds up one slot of those that work with it, not all. A disk that is known to be slow has one slot.
 //!
 //! Units: bytes. Non-goals: rates (the throttle's), where replicas belong (the planner's).
+
+pub mod order;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -36,6 +38,8 @@ pub struct Wanted {
     pub bytes: u64,
     /// Urgency.
     pub class: ResyncClass,
+    /// Place in the order of volumes within the class: see [`order::ranks`].
+    pub rank: u32,
 }
 
 /// A move that runs.
@@ -47,11 +51,13 @@ pub struct Running {
     pub planned: bool,
 }
 
-/// What a target can still take.
+/// What a disk can take, and how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Room {
     /// Bytes until the backfill limit, as measured now.
     pub free_bytes: u64,
+    /// It works far slower than the others: one move at a time, whichever way.
+    pub is_slow: bool,
 }
 
 /// Limits of concurrency.
@@ -70,6 +76,14 @@ impl Default for Slots {
     /// to 4 MiB under way, so these are 256 MiB.
     fn default() -> Self {
         Slots { per_source: 2, per_target: 2, per_node: 64 }
+    }
+}
+
+impl Slots {
+    /// Those of a move between two disks.
+    fn for_disks(self, source: Room, target: Room) -> Slots {
+        let of = |slots: usize, room: Room| if room.is_slow { slots.min(1) } else { slots };
+        Slots { per_source: of(self.per_source, source), per_target: of(self.per_target, target), ..self }
     }
 }
 
@@ -127,7 +141,7 @@ pub fn schedule_some(
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_by_cached_key(|i| {
         let w = &wanted[*i];
-        (w.class, Reverse(backlog.busiest(w)), w.bytes, w.pg, w.target)
+        (w.class, w.rank, Reverse(backlog.busiest(w)), w.bytes, w.pg, w.target)
     });
     let mut decision = Decision::default();
     let mut preemptible = Preemptible::of(running);
@@ -145,6 +159,7 @@ pub fn schedule_some(
         if new_pair && load.pairs.get(&(w.source, w.target)).is_some_and(|n| *n > 0) {
             continue;
         }
+        let slots = slots.for_disks(room(w.source), room(w.target));
         if !load.has_slots(w, slots) && w.class <= ResyncClass::Repair {
             decision.stop.extend(preemptible.give_way(w, running, &mut load, slots));
         }
@@ -253,11 +268,11 @@ mod tests {
     fn wanted(pg: u32, source: u32, target: u32, bytes: u64, class: ResyncClass) -> Wanted {
         let pg = PgId { pool: PoolId(1), index: pg };
         let (source_node, target_node) = (NodeId(source), NodeId(target));
-        Wanted { pg, source: DiskId(source), source_node, target: DiskId(target), target_node, bytes, class }
+        Wanted { pg, source: DiskId(source), source_node, target: DiskId(target), target_node, bytes, class, rank: 0 }
     }
 
     fn room(bytes: u64) -> BTreeMap<DiskId, Room> {
-        (1..10).map(|d| (DiskId(d), Room { free_bytes: bytes })).collect()
+        (1..10).map(|d| (DiskId(d), Room { free_bytes: bytes, is_slow: false })).collect()
     }
 
     #[test]
@@ -294,6 +309,21 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_disk_gets_one_move_at_a_time_and_the_others_go_on() {
+        use ResyncClass::Repair;
+        let list = [wanted(1, 1, 2, 10, Repair), wanted(2, 3, 2, 10, Repair), wanted(3, 3, 4, 10, Repair)];
+        let mut rooms = room(100);
+        assert_eq!(schedule(&list, &[], &rooms, Slots::default()).start.len(), 3);
+        rooms.insert(DiskId(2), Room { free_bytes: 100, is_slow: true });
+        let d = schedule(&list, &[], &rooms, Slots::default());
+        assert_eq!(d.start.iter().filter(|i| list[**i].target == DiskId(2)).count(), 1);
+        assert!(d.start.contains(&2), "what has nothing to do with it runs");
+        rooms.insert(DiskId(3), Room { free_bytes: 100, is_slow: true });
+        let d = schedule(&list[1..], &[], &rooms, Slots::default());
+        assert_eq!(d.start.len(), 1, "as a source too");
+    }
+
+    #[test]
     fn the_busiest_disk_goes_first_and_a_slow_partner_holds_one_slot() {
         use ResyncClass::Rebalance;
         // Disk 2 has most to write.
@@ -309,6 +339,12 @@ mod tests {
         assert_eq!(schedule(&pair, &[], &room(100), Slots::default()).start, [0, 2], "disk 1 reads for two partners");
         let d = schedule(&list[1..], &[], &room(100), Slots { per_node: 1, ..Slots::default() });
         assert_eq!(d.start.len(), 1, "one at a time to a node");
+        // A whole volume goes before the busiest disk, a more urgent class before both.
+        let mut ranked = list;
+        (ranked[0].rank, ranked[1].rank, ranked[2].rank, ranked[3].rank) = (0, 1, 2, 3);
+        assert_eq!(schedule(&ranked, &[], &room(100), Slots::default()).start, [0, 1, 2]);
+        ranked[2].class = ResyncClass::Drain;
+        assert_eq!(schedule(&ranked, &[], &room(100), Slots::default()).start, [2, 0, 1]);
         // Where there is one partner alone, it gets both.
         assert_eq!(schedule(&[list[1], list[3]], &[], &room(100), Slots::default()).start.len(), 2);
     }

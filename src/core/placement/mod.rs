@@ -25,6 +25,7 @@ mod even;
 mod fill;
 mod layout;
 mod map;
+mod missing;
 mod model;
 mod planner;
 mod primary;
@@ -40,7 +41,7 @@ pub use eta::{CopyLeft, Eta, Rates, Span, eta, eta_of};
 pub use map::{ClusterMap, DiskName, MAP_BYTES_MAX, ReadMap, read_map, write_map};
 pub use model::*;
 pub use planner::{PoolBound, lower_bound, plan};
-pub use whatif::{ChangeMap, NamedMove, NodeSpec, Question, WhatIf, answer, what_if};
+pub use whatif::{ChangeMap, NamedMissing, NamedMove, NodeSpec, Question, WhatIf, answer, what_if};
 
 /// A new pool's first placement: the plan of a pool that has no PG yet. It has a target and no moves.
 pub fn initial(input: &Input, pool: &PoolSpec) -> Vec<PgPlacement> {

@@ -283,6 +283,21 @@ pub struct Rejected {
     pub reason: String,
 }
 
+/// Space that lacks for a pool's replicas in one place.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MissingCapacity {
+    /// The pool.
+    pub pool: PoolId,
+    /// Disks of this class would do; none: of any.
+    pub class: Option<String>,
+    /// The pool's failure domains.
+    pub level: FailureDomain,
+    /// A disk of the domain in which space would do. None: every domain has a replica already, only a further one would do.
+    pub domain_of: Option<DiskId>,
+    /// How much, below the backfill limit.
+    pub bytes: u64,
+}
+
 /// A target and the way to it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Plan {
@@ -298,6 +313,8 @@ pub struct Plan {
     pub balance: Balance,
     /// Bytes that lack room: what the replicas that found no place would take.
     pub missing_capacity_bytes: u64,
+    /// The same by pool and failure domain.
+    pub missing_capacity: Vec<MissingCapacity>,
     /// What could not be done, and why.
     pub rejected: Vec<Rejected>,
 }

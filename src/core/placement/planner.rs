@@ -8,7 +8,10 @@ use super::cohort::{COHORT_REASON, spread};
 use super::even::{even, trim};
 use super::fill::fill;
 use super::layout::{Disks, Layout, NONE, build, index_disks};
-use super::model::{Balance, DiskState, Evenness, Input, Move, MoveClass, PgPlacement, Plan, Rejected, Totals};
+use super::missing::Missing;
+use super::model::{
+    Balance, DiskState, Evenness, Input, MissingCapacity, Move, MoveClass, PgPlacement, Plan, Rejected, Totals,
+};
 use super::primary;
 use super::quota::set_quotas;
 use crate::core::ids::{DiskId, PgId};
@@ -74,7 +77,7 @@ fn retarget(input: &Input, next: Plan) -> Plan {
             known.into_iter().for_each(|d| pool.place(&mut disks, row.pg.index, d));
         }
     }
-    finish(&pools, &disks, next.missing_capacity_bytes, next.rejected)
+    finish(&pools, &disks, next.missing_capacity, next.rejected)
 }
 
 /// Each pool's feasible shares and L.
@@ -139,9 +142,9 @@ fn attempt(input: &Input, by_level: bool, cohorts: bool) -> Plan {
     for pool in pools.iter_mut().filter(|p| cohorts && can_be_evened(p)) {
         spread(input, pool, &mut disks, &mut reject);
     }
-    let mut missing = 0u64;
+    let mut missing = Vec::new();
     for pool in &mut pools {
-        missing = missing.saturating_add(settle_holes(pool, &mut disks, input, &mut reject));
+        missing.extend(settle_holes(pool, &mut disks, input, &mut reject));
     }
     revert_overfilled(&mut pools, &mut disks, &mut reject);
     for pool in &mut pools {
@@ -155,8 +158,12 @@ fn attempt(input: &Input, by_level: bool, cohorts: bool) -> Plan {
 }
 
 /// The plan whose target is in the pools' rows.
-fn finish(pools: &[Layout<'_>], disks: &Disks, missing: u64, rejected: Vec<Rejected>) -> Plan {
-    let mut plan = Plan { missing_capacity_bytes: missing, ..Plan::default() };
+fn finish(pools: &[Layout<'_>], disks: &Disks, missing: Vec<MissingCapacity>, rejected: Vec<Rejected>) -> Plan {
+    let mut plan = Plan {
+        missing_capacity_bytes: missing.iter().fold(0, |sum, m| sum.saturating_add(m.bytes)),
+        missing_capacity: missing,
+        ..Plan::default()
+    };
     for pool in pools {
         emit(pool, disks, &mut plan);
     }
@@ -199,13 +206,13 @@ fn keep_pending(input: &Input, pools: &mut [Layout<'_>], disks: &mut Disks) {
     }
 }
 
-/// What found no place stays where it is, if it still exists; returns the bytes that lack room.
+/// What found no place stays where it is, if it still exists; returns where room lacks.
 fn settle_holes(
     pool: &mut Layout<'_>,
     disks: &mut Disks,
     input: &Input,
     reject: &mut dyn FnMut(String, String),
-) -> u64 {
+) -> Vec<MissingCapacity> {
     let dead = std::mem::take(&mut pool.dead);
     for &pg in &dead {
         reject(
@@ -220,19 +227,21 @@ fn settle_holes(
         .filter(|&d| pool.domain[d as usize] != NONE && disks.state[d as usize].takes())
         .filter(|&d| smallest.is_some_and(|b| disks.fits(d, b)))
         .collect();
-    let (mut pgs, mut missing, mut kept, mut waiting) = (0u64, 0u64, 0u64, 0u64);
+    let (mut pgs, mut kept, mut waiting) = (0u64, 0u64, 0u64);
+    let mut missing = Missing::default();
     for pg in 0..pool.pg_count() {
         let lacking = pool.holes(pg);
         if is_dead.contains(&pg) || (lacking == 0 && !needs_evicted(pool, disks, pg)) {
             continue;
         }
-        let bytes = pool.bytes[pg as usize];
         let room = lacking == 0
             || roomy.iter().any(|&d| pool.admits(pg, pool.domain[d as usize], NONE) && pool.fits(disks, pg, d));
+        if !room {
+            missing.add(pool, disks, pg, lacking);
+        }
         kept += keep_evicted(pool, disks, pg);
         if !room {
             pgs += 1;
-            missing = missing.saturating_add(bytes.saturating_mul(lacking as u64));
         } else if lacking > 0 {
             waiting += 1;
         }
@@ -250,12 +259,14 @@ fn settle_holes(
             format!("{waiting} PGs wait for a copy: the room for it comes free only with this plan's other moves"),
         );
     }
+    let missing = missing.of(pool, disks);
     if pgs > 0 {
         let class = pool.spec.class.as_deref().map_or("of any class".to_owned(), |c| format!("of class {c}"));
+        let bytes = missing.iter().fold(0u64, |sum, m| sum.saturating_add(m.bytes));
         reject(
             format!("pool {}", pool.spec.name),
             format!(
-                "{pgs} PGs lack room for a replica: {missing} bytes {class} are missing below the backfill limit of {:.0} % in a further failure domain ({:?})",
+                "{pgs} PGs lack room for a replica: {bytes} bytes {class} are missing below the backfill limit of {:.0} % in a further failure domain ({:?})",
                 input.limits.backfill_limit_ratio * 100.0,
                 pool.spec.failure_domain
             ),

@@ -1,5 +1,7 @@
 //! Small cases with known answers.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::core::ids::{DiskId, NodeId, PgId, PoolId};
 
@@ -180,6 +182,31 @@ fn short_of_space_all_reach_two_copies_before_any_three() {
     assert_eq!(three, 14, "2,700 GiB hold 270 replicas");
     assert_eq!(p.missing_capacity_bytes, (128 - 14) * (10 << 30));
     assert!(p.rejected.iter().any(|r| r.reason.contains("lack room")));
+    // Each PG has a copy on two of the three nodes: what lacks, lacks on the third.
+    let mut by_node: BTreeMap<(PoolId, Option<DiskId>), u64> = BTreeMap::new();
+    for row in p.target.iter().filter(|r| r.disks.len() == 2) {
+        let third = [1, 101, 201].map(DiskId).into_iter().find(|d| !row.disks.contains(d));
+        *by_node.entry((row.pg.pool, third)).or_default() += row.bytes;
+    }
+    let told: BTreeMap<_, _> = p.missing_capacity.iter().map(|m| ((m.pool, m.domain_of), m.bytes)).collect();
+    assert_eq!(told, by_node);
+}
+
+#[test]
+fn what_lacks_is_asked_for_where_it_would_do() {
+    // Two racks of two nodes, two copies in different racks; the second rack has room for half.
+    let mut input = placed(topology(4, 1), vec![pool(1, 2, 32, FailureDomain::Rack)]);
+    input.topology.disks.iter_mut().for_each(|d| d.rack = format!("r{}", 1 + d.node.0 % 2));
+    input.current.iter_mut().for_each(|r| r.bytes = 1 << 30);
+    for row in &mut input.current {
+        row.disks = vec![DiskId(if row.pg.index % 2 == 0 { 1 } else { 201 })];
+    }
+    input.topology.disks.iter_mut().filter(|d| d.rack == "r1").for_each(|d| d.capacity_bytes = 9 << 30);
+    let p = sound(&input);
+    let lacks = &p.missing_capacity;
+    assert!(lacks.len() == 1 && lacks[0].bytes == p.missing_capacity_bytes && lacks[0].bytes > 0, "{lacks:?}");
+    let rack = |d: DiskId| input.topology.disks.iter().find(|x| x.id == d).map(|x| x.rack.clone());
+    assert_eq!(lacks[0].domain_of.and_then(rack).as_deref(), Some("r1"));
 }
 
 #[test]

@@ -10,10 +10,10 @@ use super::eta::eta;
 use super::eta::{Eta, Rates};
 use super::map::write_map;
 use super::map::{ClusterMap, DiskName};
-use super::model::{Balance, DiskInfo, DiskState, FailureDomain, MoveClass, Plan, Rejected, Totals};
+use super::model::{Balance, DiskInfo, DiskState, FailureDomain, MissingCapacity, MoveClass, Plan, Rejected, Totals};
 use super::planner::plan;
 use crate::core::ids::{DiskId, NodeId, PoolId};
-use crate::core::units::{ParseUnit, parse_bytes};
+use crate::core::units::{HumanBytes, ParseUnit, parse_bytes};
 
 /// Disks of one added node: more than any chassis holds.
 const NODE_DISKS_MAX: u32 = 1024;
@@ -349,6 +349,60 @@ pub struct NamedMove {
     pub class: MoveClass,
 }
 
+/// Space that lacks for a pool's copies in one place, by names.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct NamedMissing {
+    /// The pool's name.
+    pub pool: String,
+    /// Disks of this class would do; empty: of any.
+    pub class: String,
+    /// `disk`, `node`, `rack`, `zone` or `release`.
+    pub level: String,
+    /// The failure domain in which space would do; `null`: only a further one would.
+    pub domain: Option<String>,
+    /// How much, below the backfill limit.
+    pub bytes: u64,
+}
+
+impl std::fmt::Display for NamedMissing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let class = if self.class.is_empty() { String::new() } else { format!(" of class {}", self.class) };
+        write!(f, "{}{class} for pool {} in ", HumanBytes(self.bytes), self.pool)?;
+        match &self.domain {
+            Some(domain) => write!(f, "{} {domain}", self.level),
+            None => write!(f, "a further {}", self.level),
+        }
+    }
+}
+
+impl ClusterMap {
+    /// By names.
+    pub fn missing(&self, m: &MissingCapacity) -> NamedMissing {
+        let disk = m.domain_of.and_then(|id| self.input.topology.disks.iter().find(|d| d.id == id));
+        let level = match m.level {
+            FailureDomain::Disk => "disk",
+            // Under it two replicas never share a node; releases themselves are best effort.
+            FailureDomain::Node | FailureDomain::Release => "node",
+            FailureDomain::Rack => "rack",
+            FailureDomain::Zone => "zone",
+        };
+        let name = |d: &DiskInfo| match m.level {
+            FailureDomain::Disk => self.disk_name(d.id),
+            FailureDomain::Node | FailureDomain::Release => self.node_name(d.node),
+            FailureDomain::Rack => format!("{}/{}", d.zone, d.rack),
+            FailureDomain::Zone => d.zone.clone(),
+        };
+        let pool = self.input.pools.iter().find(|p| p.id == m.pool);
+        NamedMissing {
+            pool: pool.map_or_else(|| m.pool.to_string(), |p| p.name.clone()),
+            class: m.class.clone().unwrap_or_default(),
+            level: level.to_owned(),
+            domain: disk.map(name),
+            bytes: m.bytes,
+        }
+    }
+}
+
 /// The answer to a what-if, as `plan -o json` prints it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct WhatIf {
@@ -360,6 +414,9 @@ pub struct WhatIf {
     pub balance: Balance,
     /// Bytes that lack room.
     pub missing_capacity_bytes: u64,
+    /// The same by pool and failure domain.
+    #[serde(default)]
+    pub missing_capacity: Vec<NamedMissing>,
     /// When it would be done.
     pub eta_seconds: Eta,
     /// What can't be done.
@@ -386,6 +443,7 @@ pub fn what_if(map: &ClusterMap, plan: &Plan, eta: Eta) -> WhatIf {
         totals: plan.totals,
         balance: plan.balance,
         missing_capacity_bytes: plan.missing_capacity_bytes,
+        missing_capacity: plan.missing_capacity.iter().map(|m| map.missing(m)).collect(),
         eta_seconds: eta,
         rejected: plan.rejected.clone(),
         map: None,
@@ -460,7 +518,9 @@ mod tests {
         let answer = what_if(&map, &p, eta(&map.input, &p, &Rates::default()));
         assert!(answer.eta_seconds.balanced.likely > 0.0);
         let json = serde_json::to_value(&answer).unwrap();
-        for key in ["moves", "totals", "balance", "missing_capacity_bytes", "eta_seconds", "rejected"] {
+        for key in
+            ["moves", "totals", "balance", "missing_capacity_bytes", "missing_capacity", "eta_seconds", "rejected"]
+        {
             assert!(json.get(key).is_some(), "{key}");
         }
         assert_eq!(json["moves"][0]["pool"], "vms");

@@ -102,7 +102,12 @@ impl Replica {
         self.activation.held_back.insert(disk);
         self.activation.newcomers.entry(disk).or_insert(self.last_sequence);
         if self.sessions.get(&disk).is_none_or(|s| !s.is_to(replica)) {
-            self.new_session(super::super::cluster::Learner { replica, replaces: None, class: ResyncClass::Repair });
+            self.new_session(super::super::cluster::Learner {
+                replica,
+                replaces: None,
+                class: ResyncClass::Repair,
+                paused: false,
+            });
         }
     }
 

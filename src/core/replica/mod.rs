@@ -58,6 +58,10 @@ pub trait Env {
     fn take_resync_tokens(&mut self, class: ResyncClass, bytes: u64) -> bool;
     /// A random, nonzero number.
     fn random(&mut self) -> u64;
+    /// Chunks of the volume with the highest one are copied first; 0 is usual.
+    fn volume_priority(&self, _: VolumeId) -> i32 {
+        0
+    }
 }
 
 /// A full disk is asked again after this long.

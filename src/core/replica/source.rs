@@ -44,6 +44,8 @@ pub struct SessionProgress {
     pub throttled: bool,
     /// Nothing is left to copy.
     pub copied: bool,
+    /// Its job is paused.
+    pub paused: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
@@ -93,6 +95,7 @@ pub(super) enum StuckAt {
 pub(super) struct Session {
     learner: Member,
     class: ResyncClass,
+    paused: bool,
     state: State,
     up: bool,
     table: BTreeMap<ChunkId, TableEntry>,
@@ -117,6 +120,7 @@ impl Session {
         Session {
             learner: learner.replica,
             class: learner.class,
+            paused: learner.paused,
             state: State::Opening,
             up: false,
             table: BTreeMap::new(),
@@ -151,9 +155,9 @@ impl Session {
         self.progress_at
     }
 
-    /// The throttle gave nothing at the last try, and something is left that needs it.
+    /// The throttle gave nothing at the last try, or its job is paused, and something is left to copy.
     pub(super) fn waits_for_tokens(&self) -> bool {
-        self.throttled && self.state == State::Copying
+        (self.throttled || self.paused) && self.state == State::Copying
     }
 
     /// What it waits for. Of several chunks, one that nobody can read comes last: the others may be what is wrong.
@@ -188,6 +192,7 @@ impl Session {
             bytes_sent: self.bytes_sent,
             throttled: self.throttled,
             copied: matches!(self.state, State::Finishing | State::Ready),
+            paused: self.paused,
         }
     }
 
@@ -261,7 +266,7 @@ impl Replica {
         let proposed = self.proposed_member();
         for (disk, learner) in wanted {
             match self.sessions.get_mut(&disk) {
-                Some(session) => session.class = learner.class,
+                Some(session) => (session.class, session.paused) = (learner.class, learner.paused),
                 // Its session broke while its promotion is proposed: the outcome comes first.
                 None if proposed == Some(disk) => {}
                 None => self.new_session(learner),
@@ -295,7 +300,7 @@ impl Replica {
             if config.is_member(replica) {
                 // Until it has accepted, it is a learner (see `teach_again`).
                 config.members.retain(|m| *m != replica);
-                config.learners.push(Learner { replica, replaces: None, class: session.class });
+                config.learners.push(Learner { replica, replaces: None, class: session.class, paused: session.paused });
             }
             session.progress_at = self.now;
             self.tell_learner(learner, SessionMessage::Open { config });
@@ -439,6 +444,9 @@ impl Replica {
                 let (sequence, uncommitted) = (self.last_sequence, self.unreconciled());
                 return self.tell_learner(learner, SessionMessage::Finish { sequence, uncommitted });
             }
+            if session.paused {
+                return;
+            }
             // Windows of chunks under way come first, then new chunks.
             let ready = session.active.iter().find(|(_, a)| !a.windows.is_empty()).map(|(c, _)| *c);
             if let Some(chunk) = ready {
@@ -469,8 +477,9 @@ impl Replica {
                     env,
                 );
             } else if session.active.len() < ACTIVE_CHUNKS_MAX
-                && let Some(chunk) = session.todo.pop_first()
+                && let Some(chunk) = next_chunk(&session.todo, env)
             {
+                session.todo.remove(&chunk);
                 let compare = session.table.contains_key(&chunk);
                 session.active.insert(chunk, ActiveChunk { compare, ..ActiveChunk::default() });
                 // No windows: copying begins. Until ChunkDone the learner's version of the chunk means nothing,
@@ -730,6 +739,23 @@ impl Replica {
             session.progress_at = self.now;
         }
     }
+}
+
+/// The first chunk of the volume with the highest priority: its guests are the first that are safe again.
+fn next_chunk(todo: &BTreeSet<ChunkId>, env: &dyn Env) -> Option<ChunkId> {
+    let mut first = *todo.first()?;
+    let mut best = (env.volume_priority(first.volume), first);
+    // From volume to volume, not from chunk to chunk.
+    while let Some(next) =
+        first.volume.0.checked_add(1).and_then(|v| todo.range(ChunkId { volume: VolumeId(v), index: 0 }..).next())
+    {
+        first = *next;
+        let priority = env.volume_priority(first.volume);
+        if priority > best.0 {
+            best = (priority, first);
+        }
+    }
+    Some(best.1)
 }
 
 fn window_leaves(leaves: &[Hash], window: u32) -> &[Hash] {

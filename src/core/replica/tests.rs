@@ -34,7 +34,7 @@ pub(super) fn config(n: u64, members: &[u32]) -> PgConfig {
 }
 
 pub(super) fn learner(disk: u32) -> Learner {
-    Learner { replica: member(disk), replaces: None, class: ResyncClass::Repair }
+    Learner { replica: member(disk), replaces: None, class: ResyncClass::Repair, paused: false }
 }
 
 /// Leases always hold; tokens are given while `tokens` says so.

@@ -298,6 +298,7 @@ impl Run {
             target_node: node(c.to),
             bytes: c.bytes,
             class,
+            rank: 0,
         }
     }
 
@@ -350,7 +351,8 @@ impl Run {
                 from.push((i, source));
             }
         }
-        let room = |d: DiskId| Room { free_bytes: self.state.disk_at.get(&d).map_or(0, |d| self.state.room(*d)) };
+        let free = |d: DiskId| self.state.disk_at.get(&d).map_or(0, |d| self.state.room(*d));
+        let room = |d: DiskId| Room { free_bytes: free(d), is_slow: false };
         let decision = moves::schedule_some(&wanted, &running, &room, slots, &backlog);
         let stopped: BTreeSet<usize> = decision.stop.iter().map(|at| self.running[*at]).collect();
         let started: BTreeSet<usize> = decision.start.iter().map(|at| from[*at].0).collect();

@@ -236,6 +236,7 @@ impl Observer {
             bytes_wasted: wasted as u64,
             pgs_lost: (0..run.state.wanted.len()).filter(lost).count() as u64,
             missing_capacity_bytes: plan.missing_capacity_bytes,
+            missing_capacity: plan.missing_capacity.iter().map(|m| run.state.map.missing(m)).collect(),
             rejected: plan.rejected.clone(),
             timeline: self.rows,
             jobs: self.jobs,

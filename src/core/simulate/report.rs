@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::placement::{Eta, Rejected};
+use crate::core::placement::{Eta, NamedMissing, Rejected};
 
 /// PGs by state: clean + degraded + unavailable = total.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -140,6 +140,8 @@ pub struct Report {
     pub pgs_lost: u64,
     /// Bytes that lack room at the end.
     pub missing_capacity_bytes: u64,
+    /// The same by pool and failure domain.
+    pub missing_capacity: Vec<NamedMissing>,
     /// What the last plan could not do.
     pub rejected: Vec<Rejected>,
 }

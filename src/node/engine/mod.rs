@@ -171,6 +171,7 @@ pub struct Parts {
 struct EngineEnv<'a> {
     leases: &'a Leases,
     throttle: &'a Throttle,
+    map: &'a ClusterMap,
     disk: DiskId,
 }
 
@@ -183,6 +184,9 @@ impl Env for EngineEnv<'_> {
     }
     fn random(&mut self) -> u64 {
         rand::random::<u64>() | 1
+    }
+    fn volume_priority(&self, volume: VolumeId) -> i32 {
+        self.map.volumes.get(&volume).map_or(0, |v| v.priority)
     }
 }
 
@@ -427,7 +431,8 @@ impl Engine {
 
     fn feed(&mut self, key: Key, input: Input) {
         let Some(replica) = self.replicas.get_mut(&key) else { return };
-        let mut env = EngineEnv { leases: &self.parts.leases, throttle: &self.parts.throttle, disk: key.0 };
+        let (leases, throttle) = (&self.parts.leases, &self.parts.throttle);
+        let mut env = EngineEnv { leases, throttle, map: &self.map, disk: key.0 };
         let before = (replica.is_serving(), replica.is_outside(), replica.config().generation);
         let actions = replica.handle(input, now(), &mut env);
         let after = (replica.is_serving(), replica.is_outside(), replica.config().generation);

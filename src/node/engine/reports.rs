@@ -108,7 +108,9 @@ impl Engine {
                 stats.full_disks.push(disk.0);
             }
             for s in replica.sessions() {
-                let limited_by = if s.copied {
+                let limited_by = if s.paused {
+                    "paused"
+                } else if s.copied {
                     "slots"
                 } else if s.throttled {
                     self.parts.throttle.limited_by(key.0)
