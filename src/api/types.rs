@@ -30,7 +30,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::cluster::{FailureDomain, JobState, Replica, ResyncClass, Stripe};
+use crate::core::cluster::{ClassSettings, FailureDomain, JobState, Profile, Replica, ResyncClass, Stripe};
 use crate::core::ids::{DiskId, Generation, NodeId, PoolId, VolumeId};
 pub use crate::core::placement::NamedMissing;
 use crate::core::placement::Span;
@@ -497,6 +497,15 @@ pub struct ResyncSet {
     pub target_p99_us: Option<u64>,
     /// Pause or resume.
     pub paused: Option<bool>,
+    /// `foreground`, `balanced` or `recovery`: sets floor and target, before what else is given.
+    #[serde(default)]
+    pub profile: Option<String>,
+    /// Cap, floor, weight and pause are this class's own; the string `none` removes its cap or floor.
+    #[serde(default)]
+    pub class: Option<String>,
+    /// The class's weight, 1 to 1000.
+    #[serde(default)]
+    pub weight: Option<u32>,
 }
 
 /// The throttle as it is in effect, and the sessions that run.
@@ -514,6 +523,15 @@ pub struct ResyncInfo {
     pub target_p99_us: Option<u64>,
     /// Effective.
     pub paused: bool,
+    /// The profile that was set last.
+    #[serde(default)]
+    pub profile: Profile,
+    /// Where floor and target come from: `profile`, or `override` if they were changed since.
+    #[serde(default)]
+    pub origins: std::collections::BTreeMap<String, String>,
+    /// Classes with limits of their own.
+    #[serde(default)]
+    pub classes: std::collections::BTreeMap<ResyncClass, ClassSettings>,
     /// Verified bytes written, by class.
     pub bytes_by_class: std::collections::BTreeMap<String, u64>,
     /// Copies that run.

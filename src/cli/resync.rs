@@ -27,16 +27,19 @@ pub fn resync(session: &Session, command: ResyncCommand) -> anyhow::Result<()> {
             cap: set.cap,
             floor: set.floor,
             target_inflation: set.target_inflation,
-            target_p99_us: set.target_p99_us,
+            target_p99_us: set.target_p99.or(set.target_p99_us),
             paused: None,
+            profile: set.profile,
+            class: set.class,
+            weight: set.weight,
         },
         ResyncCommand::Jobs { job: None } => return jobs::list(session),
         ResyncCommand::Jobs { job: Some(id) } => return jobs::show(session, id),
-        ResyncCommand::Pause { job: Some(id) } => return jobs::change(session, id, "pause"),
-        ResyncCommand::Resume { job: Some(id) } => return jobs::change(session, id, "resume"),
+        ResyncCommand::Pause { job: Some(id), .. } => return jobs::change(session, id, "pause"),
+        ResyncCommand::Resume { job: Some(id), .. } => return jobs::change(session, id, "resume"),
         ResyncCommand::Cancel { job } => return jobs::change(session, job, "cancel"),
-        ResyncCommand::Pause { job: None } => ResyncSet { paused: Some(true), ..ResyncSet::default() },
-        ResyncCommand::Resume { job: None } => ResyncSet { paused: Some(false), ..ResyncSet::default() },
+        ResyncCommand::Pause { job: None, class } => ResyncSet { paused: Some(true), class, ..ResyncSet::default() },
+        ResyncCommand::Resume { job: None, class } => ResyncSet { paused: Some(false), class, ..ResyncSet::default() },
     };
     let text = client.patch_text("/v1/resync", &change)?;
     session.show(&client, &text, |info: ResyncInfo| effective(&info))
@@ -48,11 +51,26 @@ fn effective(info: &ResyncInfo) -> String {
         Some(us) => format!("p99 ≤ {}", out::human_us(us)),
         None => format!("p99 ≤ {} × the quiet one", info.target_inflation),
     };
+    let from = |what: &str| info.origins.get(what).map_or(String::new(), |origin| format!(" ({origin})"));
     let mut text = format!(
-        "in effect: cap {cap}, floor {}/s, {target}{}\n",
+        "in effect: profile {}, cap {cap}, floor {}/s{}, {target}{}{}\n",
+        info.profile.name(),
         HumanBytes(info.floor_bytes_per_sec),
+        from("floor"),
+        from("target"),
         if info.paused { ", paused" } else { "" }
     );
+    for (class, own) in &info.classes {
+        let rate = |rate: Option<u64>| rate.map_or("none".to_owned(), |rate| format!("{}/s", HumanBytes(rate)));
+        text += &format!(
+            "           {}: cap {}, floor {}, weight {}{}\n",
+            class.name(),
+            rate(own.cap_bytes_per_sec),
+            rate(own.floor_bytes_per_sec),
+            own.weight.map_or("as always".to_owned(), |w| w.to_string()),
+            if own.paused { ", paused" } else { "" }
+        );
+    }
     if !info.pending_nodes.is_empty() {
         text += &format!("not yet taken by: {} (they don't answer)\n", info.pending_nodes.join(", "));
     }
@@ -156,7 +174,7 @@ mod tests {
             ..ResyncInfo::default()
         };
         let text = effective(&info);
-        assert!(text.contains("cap 20 MiB/s, floor 8 MiB/s, p99 ≤ 2 × the quiet one"), "{text}");
+        assert!(text.contains("profile balanced, cap 20 MiB/s, floor 8 MiB/s, p99 ≤ 2 × the quiet one"), "{text}");
         assert!(text.contains("not yet taken by: n3"), "{text}");
     }
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::owner::{Effect, Owner};
+use super::resync;
 use super::{stop, whatif, wiring};
 use crate::api::calls::{AdminCall, AdminMessage, Answer, CallFailed};
 use crate::api::types::*;
@@ -18,7 +19,6 @@ use crate::core::ids::{PgId, PoolId};
 use crate::core::manager::decide::{PgState, state_of};
 use crate::core::manager::{force, plan};
 use crate::core::placement as place;
-use crate::core::units::parse_bytes_per_sec;
 use crate::meta::envelope;
 use crate::meta::records::{JsonRecord, kind};
 use crate::net::ca::CaError;
@@ -332,7 +332,7 @@ impl Owner {
                 format!("{name} leaves and becomes a copy of {}.", command.chosen.disk)
             } else {
                 format!(
-                    "{name} does not answer and leaves: be sure that it is stopped, since what it still acks is lost;                      when it returns, its copy is overwritten."
+                    "{name} does not answer and leaves: be sure that it is stopped, since what it still acks is lost; when it returns, its copy is overwritten."
                 )
             }
         };
@@ -341,35 +341,10 @@ impl Owner {
 
     fn set_resync(&mut self, request: ResyncSet) -> Answer {
         let mut settings = self.manager.state.map().settings.clone();
-        let r = &mut settings.resync;
-        let rate = |text: &str| parse_bytes_per_sec(text).map_err(|e| CallFailed::new(400, e.to_string()));
-        match request.cap.as_deref() {
-            Some("none") => r.cap_bytes_per_sec = None,
-            Some(text) => r.cap_bytes_per_sec = Some(rate(text)?),
-            None => {}
-        }
-        match request.floor.as_deref() {
-            Some(text) => r.floor_bytes_per_sec = rate(text)?,
-            // A cap below the default floor means both.
-            None => r.floor_bytes_per_sec = r.floor_bytes_per_sec.min(r.cap_bytes_per_sec.unwrap_or(u64::MAX)),
-        }
-        r.target_inflation = request.target_inflation.unwrap_or(r.target_inflation);
-        match request.target_p99_us {
-            Some(0) => r.target_p99_us = None,
-            Some(us) => r.target_p99_us = Some(us),
-            None => {}
-        }
-        r.paused = request.paused.unwrap_or(r.paused);
-        let text = format!(
-            "Resync: cap {}, floor {} bytes/s, target {} × quiet, {}.",
-            r.cap_bytes_per_sec.map_or_else(|| "none".to_owned(), |c| format!("{c} bytes/s")),
-            r.floor_bytes_per_sec,
-            r.target_inflation,
-            if r.paused { "paused" } else { "running" }
-        );
+        let said = resync::change(&mut settings.resync, &request)?;
         let applied = self.apply(OPERATOR, Command::SetSettings { settings })?;
         if !applied.changed.is_empty() {
-            self.tell("resync-set", OPERATOR, text);
+            self.tell("resync-set", OPERATOR, said);
         }
         json(&self.resync_info())
     }

@@ -17,6 +17,7 @@ mod owner;
 mod probe;
 mod progress;
 mod redundancy;
+mod resync;
 mod session;
 mod stop;
 mod survey;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::owner::{Figures, Owner};
+use super::resync;
 use super::survey::Survey;
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
@@ -386,6 +387,9 @@ impl Owner {
             target_inflation: r.target_inflation,
             target_p99_us: r.target_p99_us,
             paused: r.paused,
+            profile: r.profile,
+            origins: resync::origins(r),
+            classes: r.classes.clone(),
             bytes_by_class: ResyncClass::ALL.iter().enumerate().map(name).collect(),
             sessions,
             pending_nodes: pending.map(|n| n.name.clone()).collect(),

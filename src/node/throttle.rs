@@ -459,9 +459,20 @@ impl Throttle {
         self.with(disk, |disk| disk.control.lock().rate)
     }
 
-    /// What bounds resync on this disk now.
-    pub fn limited_by(&self, disk: DiskId) -> &'static str {
-        self.with(disk, |disk| disk.control.lock().decision.limited_by.name())
+    /// What bounds a class of resync on this disk now.
+    pub fn limited_by(&self, disk: DiskId, class: ResyncClass) -> &'static str {
+        let own = self.policy.lock().classes[class_index(class)];
+        if own.is_paused() {
+            return LimitedBy::Paused.name();
+        }
+        self.with(disk, |disk| {
+            let control = disk.control.lock();
+            // Its own cap is the lower one.
+            if own.cap_bytes_per_sec.is_some_and(|cap| control.rate.is_none_or(|rate| cap <= rate)) {
+                return LimitedBy::Cap.name();
+            }
+            control.decision.limited_by.name()
+        })
     }
 
     /// The last decision on this disk, with target, baseline and measured p99.

@@ -231,6 +231,32 @@ pub struct Settings {
     /// Debounce.
     #[prost(double, tag = "7")]
     pub debounce_seconds: f64,
+    /// Index into `Profile::ALL`; absent: balanced.
+    #[prost(uint32, optional, tag = "8")]
+    pub profile: Option<u32>,
+    /// Classes with limits of their own.
+    #[prost(message, repeated, tag = "9")]
+    pub classes: Vec<ClassSettings>,
+}
+
+/// See [`core::ClassSettings`].
+#[derive(Clone, PartialEq, Message)]
+pub struct ClassSettings {
+    /// Index into `ResyncClass::ALL`.
+    #[prost(uint32, tag = "1")]
+    pub class: u32,
+    /// Cap.
+    #[prost(uint64, optional, tag = "2")]
+    pub cap_bytes_per_sec: Option<u64>,
+    /// Floor.
+    #[prost(uint64, optional, tag = "3")]
+    pub floor_bytes_per_sec: Option<u64>,
+    /// Weight.
+    #[prost(uint32, optional, tag = "4")]
+    pub weight: Option<u32>,
+    /// Paused.
+    #[prost(bool, tag = "5")]
+    pub paused: bool,
 }
 
 impl From<&core::Node> for Node {
@@ -478,7 +504,20 @@ impl From<&core::Settings> for Settings {
             paused: s.resync.paused,
             grace_seconds: s.grace_seconds,
             debounce_seconds: s.debounce_seconds,
+            // The default is left out, so that a release which doesn't know profiles can rewrite the record (R28).
+            profile: (s.resync.profile != core::Profile::default()).then_some(s.resync.profile as u32),
+            classes: s.resync.classes.iter().map(class_settings).collect(),
         }
+    }
+}
+
+fn class_settings((class, c): (&core::ResyncClass, &core::ClassSettings)) -> ClassSettings {
+    ClassSettings {
+        class: class_index(*class),
+        cap_bytes_per_sec: c.cap_bytes_per_sec,
+        floor_bytes_per_sec: c.floor_bytes_per_sec,
+        weight: c.weight,
+        paused: c.paused,
     }
 }
 
@@ -491,6 +530,20 @@ impl From<Settings> for core::Settings {
                 target_inflation: s.target_inflation,
                 target_p99_us: s.target_p99_us,
                 paused: s.paused,
+                profile: s.profile.and_then(|p| core::Profile::ALL.get(p as usize).copied()).unwrap_or_default(),
+                classes: s
+                    .classes
+                    .into_iter()
+                    .filter_map(|c| {
+                        let own = core::ClassSettings {
+                            cap_bytes_per_sec: c.cap_bytes_per_sec,
+                            floor_bytes_per_sec: c.floor_bytes_per_sec,
+                            weight: c.weight,
+                            paused: c.paused,
+                        };
+                        Some((*core::ResyncClass::ALL.get(c.class as usize)?, own))
+                    })
+                    .collect(),
             },
             grace_seconds: s.grace_seconds,
             debounce_seconds: s.debounce_seconds,

@@ -47,7 +47,7 @@ fn a_cap_holds_within_a_burst_and_a_window() {
         let most = cap as f64 * (seconds + 0.1) + WINDOW as f64;
         assert!(granted[0] as f64 <= most, "{} of at most {most}", granted[0]);
         assert!(granted[0] as f64 >= 0.85 * cap as f64 * seconds, "{} in {seconds} s at {cap}", granted[0]);
-        assert_eq!((throttle.rate(DISK), throttle.limited_by(DISK)), (Some(cap), "cap"));
+        assert_eq!((throttle.rate(DISK), throttle.limited_by(DISK, CLASS)), (Some(cap), "cap"));
     }
 }
 
@@ -69,10 +69,10 @@ fn pause_stops_at_once_and_the_end_of_it_starts_at_once() {
     let throttle = Throttle::new();
     throttle.apply(&ResyncSettings { paused: true, ..ResyncSettings::default() });
     assert!(!throttle.try_take_source(DISK, CLASS, 1));
-    assert_eq!((throttle.rate(DISK), throttle.limited_by(DISK)), (Some(0), "paused"));
+    assert_eq!((throttle.rate(DISK), throttle.limited_by(DISK, CLASS)), (Some(0), "paused"));
     throttle.apply(&ResyncSettings::default());
     assert!(throttle.try_take_source(DISK, CLASS, u64::MAX));
-    assert_eq!((throttle.rate(DISK), throttle.limited_by(DISK)), (None, "nothing"));
+    assert_eq!((throttle.rate(DISK), throttle.limited_by(DISK, CLASS)), (None, "nothing"));
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ fn no_rate_or_size_panics() {
             throttle.tick();
         }
     }
-    assert!(!throttle.limited_by(DISK).is_empty());
+    assert!(!throttle.limited_by(DISK, CLASS).is_empty());
 }
 
 #[test]

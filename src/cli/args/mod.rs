@@ -428,7 +428,9 @@ pub enum ResyncCommand {
     /// Progress bars until nothing moves
     Watch,
     /// Change limits; acts within a second and is kept
-    #[command(after_help = "Examples:\n  evenkeel resync set --cap 20MiB/s\n  evenkeel resync set --cap none")]
+    #[command(
+        after_help = "Examples:\n  evenkeel resync set --profile recovery\n  evenkeel resync set --cap 20MiB/s\n  evenkeel resync set --cap none\n  evenkeel resync set --target-p99 5ms\n  evenkeel resync set --class repair --floor 20MiB/s --cap 400MiB/s --weight 4"
+    )]
     Set(ResyncSetArgs),
     /// The last 100 jobs: every plan that moved something, why, who asked for it, and what became of it
     #[command(after_help = "Example:\n  evenkeel resync jobs -o json")]
@@ -438,8 +440,13 @@ pub enum ResyncCommand {
         job: Option<u64>,
     },
     /// Stop all background copies, or those of one job; nothing is lost
-    #[command(after_help = "Examples:\n  evenkeel resync pause\n  evenkeel resync pause --job 7")]
+    #[command(
+        after_help = "Examples:\n  evenkeel resync pause\n  evenkeel resync pause --class rebalance\n  evenkeel resync pause --job 7"
+    )]
     Pause {
+        /// Only this class
+        #[arg(long, value_name = "CLASS", conflicts_with = "job")]
+        class: Option<String>,
         /// Only the moves of this job
         #[arg(long, value_name = "N")]
         job: Option<u64>,
@@ -447,6 +454,9 @@ pub enum ResyncCommand {
     /// Go on; a cancelled job is planned anew
     #[command(after_help = "Examples:\n  evenkeel resync resume\n  evenkeel resync resume --job 7")]
     Resume {
+        /// Only this class
+        #[arg(long, value_name = "CLASS", conflicts_with = "job")]
+        class: Option<String>,
         /// Only this job
         #[arg(long, value_name = "N")]
         job: Option<u64>,
@@ -466,17 +476,29 @@ pub enum ResyncCommand {
 #[derive(Clone, Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct ResyncSetArgs {
+    /// Floor and target in one word: foreground, balanced or recovery; other options given with it override it
+    #[arg(long, value_name = "PROFILE")]
+    pub profile: Option<String>,
+    /// The class that cap, floor and weight are for: repair-critical, repair, drain, rebalance or scrub
+    #[arg(long, value_name = "CLASS")]
+    pub class: Option<String>,
+    /// The class's part of what is left above the floors, against other classes' (16, 8, 4, 2, 1); 1 to 1000
+    #[arg(long, value_name = "N", requires = "class")]
+    pub weight: Option<u32>,
     /// Bytes per second and disk that it never exceeds, as 20MiB/s; `none` removes the cap
     #[arg(long, value_parser = parse_rate_or_none)]
     pub cap: Option<String>,
-    /// Bytes per second and disk that it always gets
-    #[arg(long, value_parser = parse_rate)]
+    /// Bytes per second and disk that it always gets; `none` removes a class's
+    #[arg(long, value_parser = parse_rate_or_none)]
     pub floor: Option<String>,
     /// Foreground p99 to aim at, as a multiple of the quiet one (at least 1)
     #[arg(long, value_name = "K", value_parser = parse_inflation)]
     pub target_inflation: Option<f64>,
-    /// Foreground p99 to aim at, in microseconds; 0 removes it
-    #[arg(long, value_name = "US")]
+    /// Foreground p99 to aim at, as 5ms or 800us; `none` goes back to a multiple of the quiet one
+    #[arg(long, value_name = "TIME", value_parser = parse_latency_us)]
+    pub target_p99: Option<u64>,
+    /// The same in microseconds; 0 removes it
+    #[arg(long, value_name = "US", hide = true, conflicts_with = "target_p99")]
     pub target_p99_us: Option<u64>,
 }
 
@@ -513,6 +535,24 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 fn parse_inflation(text: &str) -> Result<f64, String> {
     let k: f64 = text.parse().map_err(|_| "write a number, as in 2 or 1.5".to_owned())?;
     if (1.0..=1000.0).contains(&k) { Ok(k) } else { Err("it lies between 1 and 1000".to_owned()) }
+}
+
+/// Microseconds; 0: none.
+fn parse_latency_us(text: &str) -> Result<u64, String> {
+    if text == "none" {
+        return Ok(0);
+    }
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let us = match unit.trim() {
+        "us" | "µs" => 1.0,
+        "ms" => 1e3,
+        "s" => 1e6,
+        _ => return Err("write a time with its unit, as in 800us, 5ms or 1s".to_owned()),
+    };
+    let value =
+        number.parse::<f64>().map_err(|_| "write a time with its unit, as in 800us, 5ms or 1s".to_owned())? * us;
+    if (1.0..=60e6).contains(&value) { Ok(value as u64) } else { Err("it lies between 1us and 60s".to_owned()) }
 }
 
 fn parse_rate(text: &str) -> Result<String, String> {

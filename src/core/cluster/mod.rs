@@ -377,16 +377,100 @@ pub struct ResyncSettings {
     pub target_p99_us: Option<u64>,
     /// Everything waits but nothing is lost.
     pub paused: bool,
+    /// Where floor and target came from, before single values were changed.
+    #[serde(default)]
+    pub profile: Profile,
+    /// What single classes have of their own; a class that isn't here has nothing.
+    #[serde(default)]
+    pub classes: BTreeMap<ResyncClass, ClassSettings>,
+}
+
+/// A class's own limits, within those over all classes. Bytes per second, per disk, reads and writes counted apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassSettings {
+    /// Never more than this.
+    pub cap_bytes_per_sec: Option<u64>,
+    /// What it gets before any other class gets more than its own floor.
+    pub floor_bytes_per_sec: Option<u64>,
+    /// Its part of what is left above the floors, against other classes' weights; 1 to 1000.
+    pub weight: Option<u32>,
+    /// None of it runs.
+    #[serde(default)]
+    pub paused: bool,
+}
+
+/// Floor and target in one word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// Guests first: p99 of 1.5 × the quiet one, below which a baseline's own noise would be taken for resync's effect;
+    /// resync keeps a floor that moves 7 GB an hour and disk.
+    Foreground,
+    /// Twice the quiet p99, and a floor of 30 GB an hour and disk.
+    #[default]
+    Balanced,
+    /// Redundancy first: five times the quiet p99, and a floor of 240 GB an hour and disk, which an SSD has to spare.
+    Recovery,
+}
+
+impl Profile {
+    /// All, the gentlest first.
+    pub const ALL: [Profile; 3] = [Profile::Foreground, Profile::Balanced, Profile::Recovery];
+
+    /// As operators write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Profile::Foreground => "foreground",
+            Profile::Balanced => "balanced",
+            Profile::Recovery => "recovery",
+        }
+    }
+
+    /// The target as a multiple of the quiet p99.
+    pub fn target_inflation(self) -> f64 {
+        match self {
+            Profile::Foreground => 1.5,
+            Profile::Balanced => 2.0,
+            Profile::Recovery => 5.0,
+        }
+    }
+
+    /// The floor over all classes, in bytes per second.
+    pub fn floor_bytes_per_sec(self) -> u64 {
+        match self {
+            Profile::Foreground => 2 << 20,
+            Profile::Balanced => 8 << 20,
+            Profile::Recovery => 64 << 20,
+        }
+    }
+}
+
+impl ResyncSettings {
+    /// A profile sets floor and target, whatever they were; caps, classes and pauses stay. The cap wins over the floor.
+    pub fn set_profile(&mut self, profile: Profile) {
+        self.profile = profile;
+        self.target_inflation = profile.target_inflation();
+        self.target_p99_us = None;
+        self.floor_bytes_per_sec = profile.floor_bytes_per_sec().min(self.cap_bytes_per_sec.unwrap_or(u64::MAX));
+    }
+
+    /// Nothing of this class may run now.
+    pub fn is_paused(&self, class: ResyncClass) -> bool {
+        self.paused || self.classes.get(&class).is_some_and(|c| c.paused)
+    }
 }
 
 impl Default for ResyncSettings {
     fn default() -> Self {
+        let profile = Profile::default();
         ResyncSettings {
             cap_bytes_per_sec: None,
-            floor_bytes_per_sec: 8 << 20,
-            target_inflation: 2.0,
+            floor_bytes_per_sec: profile.floor_bytes_per_sec(),
+            target_inflation: profile.target_inflation(),
             target_p99_us: None,
             paused: false,
+            profile,
+            classes: BTreeMap::new(),
         }
     }
 }

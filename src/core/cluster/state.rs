@@ -547,6 +547,23 @@ fn check_settings(settings: &Settings) -> Result<(), Refusal> {
         let floor = r.floor_bytes_per_sec as f64;
         return invalid("floor", floor, "it is above the cap: lower the floor with it");
     }
+    for class in r.classes.values() {
+        let cap = class.cap_bytes_per_sec;
+        let floor = class.floor_bytes_per_sec.unwrap_or(0);
+        if cap.is_some_and(|cap| cap < 4096) {
+            return invalid("class's cap", cap.unwrap_or(0) as f64, "give at least 4 KiB/s, or pause the class");
+        }
+        if floor > cap.unwrap_or(u64::MAX).min(r.cap_bytes_per_sec.unwrap_or(u64::MAX)) {
+            return invalid(
+                "class's floor",
+                floor as f64,
+                "it is above the class's cap, or above the cap over all classes",
+            );
+        }
+        if class.weight.is_some_and(|w| !(1..=1000).contains(&w)) {
+            return invalid("class's weight", f64::from(class.weight.unwrap_or(0)), "give a number from 1 to 1000");
+        }
+    }
     Ok(())
 }
 

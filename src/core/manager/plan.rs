@@ -244,6 +244,9 @@ impl Planning {
         let mut learners = Vec::new();
         for m in &self.job.moves {
             let Some((learner, source)) = startable(map, runtime, m, grace, now) else { continue };
+            if map.settings.resync.is_paused(learner.class) {
+                continue;
+            }
             let size = bytes.get(&m.pg).copied().unwrap_or(m.bytes);
             let (source_node, target_node) = (node_of(source), node_of(m.to));
             wanted.push(Wanted {

@@ -3,7 +3,7 @@
 //! Invariants: shares never sum to more than the rate; no class gets more than its cap; floors are served first, by
 //! urgency when they don't all fit; what one class doesn't want, the others get. Units: bytes per second.
 
-use crate::core::cluster::ResyncClass;
+use crate::core::cluster::{ClassSettings, ResyncClass};
 
 /// Number of classes.
 pub const CLASSES: usize = ResyncClass::ALL.len();
@@ -15,8 +15,25 @@ pub struct ClassPolicy {
     pub floor_bytes_per_sec: u64,
     /// Its part of what is left above the floors, against the other classes' weights.
     pub weight: u32,
-    /// Never more than this; `None`: no cap of its own.
+    /// Never more than this; `None`: no cap of its own; 0: paused.
     pub cap_bytes_per_sec: Option<u64>,
+}
+
+impl ClassPolicy {
+    /// With what an operator has set for the class.
+    pub fn with(self, own: Option<&ClassSettings>) -> ClassPolicy {
+        let Some(own) = own else { return self };
+        ClassPolicy {
+            floor_bytes_per_sec: own.floor_bytes_per_sec.unwrap_or(self.floor_bytes_per_sec),
+            weight: own.weight.unwrap_or(self.weight),
+            cap_bytes_per_sec: if own.paused { Some(0) } else { own.cap_bytes_per_sec.or(self.cap_bytes_per_sec) },
+        }
+    }
+
+    /// Nothing of the class may run.
+    pub fn is_paused(&self) -> bool {
+        self.cap_bytes_per_sec == Some(0)
+    }
 }
 
 /// Policies in the order of [`ResyncClass::ALL`].

@@ -53,7 +53,7 @@ pub use class::{CLASSES, ClassPolicy, DEFAULT_CLASSES, divide, index as class_in
 pub use histogram::{BUCKETS, Histogram};
 pub use latencies::{KINDS, Kind, Latencies};
 
-use super::cluster::ResyncSettings;
+use super::cluster::{ResyncClass, ResyncSettings};
 use baseline::Baseline;
 
 /// Ticks without foreground after which the disk is idle: half a second, so that a guest's pause for thought between
@@ -147,7 +147,7 @@ impl From<&ResyncSettings> for Policy {
             target_inflation: settings.target_inflation,
             target_p99_us: settings.target_p99_us,
             paused: settings.paused,
-            classes: DEFAULT_CLASSES,
+            classes: std::array::from_fn(|i| DEFAULT_CLASSES[i].with(settings.classes.get(&ResyncClass::ALL[i]))),
         }
     }
 }
@@ -266,6 +266,8 @@ pub struct Controller {
     /// What probes took from the floor and isn't paid back.
     floor_debt_bytes: f64,
     critical: bool,
+    /// Classes that have work.
+    wanted: [bool; CLASSES],
     /// The foreground's target wasn't met when it was measured last.
     missed: bool,
     ground: Ground,
@@ -304,6 +306,7 @@ impl Controller {
             baseline_operations_per_sec: 0.0,
             floor_debt_bytes: 0.0,
             critical: false,
+            wanted: [false; CLASSES],
             missed: false,
             ground: Ground::default(),
             limited_by: LimitedBy::Nothing,
@@ -325,6 +328,7 @@ impl Controller {
         let seconds = sample.elapsed.as_secs_f64().clamp(0.001, 10.0);
         let operations = sample.latencies.total();
         self.critical = sample.wanted[0];
+        self.wanted = sample.wanted;
         self.since_probe = self.since_probe.saturating_add(sample.elapsed);
         if operations > 0.0 || self.phase != Phase::Idle {
             let now = operations / seconds;
@@ -566,7 +570,9 @@ impl Controller {
 
     /// The floor in force: it rises when one copy is left. The cap wins over it.
     fn floor(&self) -> f64 {
-        let classes = self.policy.classes.iter().map(|c| c.floor_bytes_per_sec).fold(0u64, u64::saturating_add);
+        // Of classes that have work: a floor that nobody uses would only be lent to others.
+        let wanting = self.policy.classes.iter().zip(self.wanted).filter(|(c, wants)| *wants && !c.is_paused());
+        let classes = wanting.map(|(c, _)| c.floor_bytes_per_sec).fold(0u64, u64::saturating_add);
         let factor = if self.critical { CRITICAL_FLOOR_FACTOR } else { 1 };
         let floor = self.policy.floor_bytes_per_sec.saturating_mul(factor).max(classes);
         (floor as f64).min(self.cap())

@@ -113,7 +113,7 @@ impl Engine {
                 } else if s.copied {
                     "slots"
                 } else if s.throttled {
-                    self.parts.throttle.limited_by(key.0)
+                    self.parts.throttle.limited_by(key.0, s.class)
                 } else {
                     "nothing"
                 };
