@@ -74,6 +74,19 @@ pub enum AdminCall {
     Certificate(types::CertificateRequest),
     /// GET /metrics
     Metrics,
+    /// GET /v1/prometheus/targets
+    ScrapeTargets,
+}
+
+/// Who asks, and from where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// What it may do.
+    pub caller: Caller,
+    /// It is on this host.
+    pub loopback: bool,
+    /// For the event log: by what it is known, and its address.
+    pub asker: String,
 }
 
 /// What an operator wants of a job.
@@ -94,7 +107,7 @@ pub enum Caller {
     Operator,
     /// Holds a viewer's certificate: reads only.
     Viewer,
-    /// Nobody known: the join endpoint, and `/metrics` on loopback.
+    /// Nobody known: the join endpoint, and on loopback `/metrics` and where to find others' metrics.
     Anyone,
 }
 
@@ -122,6 +135,7 @@ impl AdminCall {
                 | AdminCall::Events { .. }
                 | AdminCall::Plan(_)
                 | AdminCall::Metrics
+                | AdminCall::ScrapeTargets
         )
     }
 }
@@ -151,6 +165,8 @@ pub type Answer = Result<Vec<u8>, CallFailed>;
 pub struct AdminMessage {
     /// What.
     pub call: AdminCall,
+    /// See [`Access::asker`].
+    pub asker: String,
     /// Where the answer goes; gone if the client hung up.
     pub reply: oneshot::Sender<Answer>,
 }

@@ -4,14 +4,22 @@
 //! role, so that a row stands here once, whoever reports it. Labels have few values each: kinds, classes, states, disks.
 
 use prometheus::{
-    Counter as FloatCounter, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Counter as FloatCounter, Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::core::cluster::ResyncClass;
 
+mod cluster;
+#[cfg(test)]
+mod tests;
+
+pub use cluster::ClusterGauges;
+pub use prometheus::IntGauge;
+
 /// Kind of a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Only rises.
     Counter,
@@ -22,7 +30,8 @@ pub enum Kind {
 }
 
 /// Which daemons report a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Daemon {
     /// Coordinator.
     Coordinator,
@@ -33,7 +42,7 @@ pub enum Daemon {
 }
 
 /// A row of the table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Row {
     /// Full name.
     pub name: &'static str,
@@ -54,7 +63,7 @@ use Kind::{Counter, Gauge, Histogram as Histo};
 
 macro_rules! rows {
     ($($id:ident $name:literal $kind:ident $unit:literal [$($label:literal),*] [$($daemon:ident),+] $help:literal;)*) => {
-        $(const $id: Row = Row {
+        $(pub(crate) const $id: Row = Row {
             name: $name, kind: $kind, unit: $unit, labels: &[$($label),*], help: $help, daemons: &[$($daemon),+],
         };)*
         /// Every metric of every daemon.
@@ -101,6 +110,68 @@ rows! {
         "NBD connections that are open.";
     HEALTH "evenkeel_health" Gauge "" [] [Coordinator]
         "0 ok, 1 warn, 2 error.";
+    BUILD_INFO "evenkeel_build_info" Gauge "" ["version"] [Node, Gateway, Coordinator]
+        "1, with the release of the binary.";
+    CERTIFICATE_EXPIRY "evenkeel_certificate_expiry_timestamp_seconds" Gauge "seconds" ["certificate"] [Node, Gateway, Coordinator]
+        "Unix time at which the daemon's own certificate, or the cluster's authority (ca), runs out.";
+    COORDINATOR_CONNECTED "evenkeel_coordinator_connected" Gauge "" [] [Node, Gateway]
+        "1 while the link to the coordinator is up.";
+    GATEWAY_INFO "evenkeel_gateway_info" Gauge "" ["volume"] [Gateway]
+        "1, with the volume that the gateway serves or waits for.";
+    EVENTS "evenkeel_events_total" Counter "" ["kind"] [Coordinator]
+        "Events since the coordinator's start, by kind.";
+    FEATURE_LEVEL "evenkeel_feature_level" Gauge "" [] [Coordinator]
+        "What every member can decode.";
+    PGS_AT_RISK "evenkeel_pgs_at_risk" Gauge "" [] [Coordinator]
+        "Placement groups of several copies of which at most one answers.";
+    NODE_UP "evenkeel_node_up" Gauge "" ["node"] [Coordinator]
+        "1 if the coordinator hears the node, else 0; removed nodes are left out.";
+    NODE_INFO "evenkeel_node_info" Gauge "" ["node", "state", "zone", "rack", "release"] [Coordinator]
+        "1, with a node's state, place and release.";
+    DISK_INFO "evenkeel_disk_info" Gauge "" ["disk", "node", "class", "state"] [Coordinator]
+        "1, with a disk's node, class and state.";
+    DISK_PG_REPLICAS "evenkeel_disk_pg_replicas" Gauge "" ["disk"] [Coordinator]
+        "Members of placement groups on a disk.";
+    DISK_PRIMARIES "evenkeel_disk_primaries" Gauge "" ["disk"] [Coordinator]
+        "Of them, primaries.";
+    DISK_LAGGING "evenkeel_disk_lagging_seconds" Gauge "seconds" ["disk"] [Coordinator]
+        "Age of the oldest operation that waits for a disk, if that is more than half a second; else 0.";
+    PROVISIONED "evenkeel_provisioned_bytes" Gauge "bytes" [] [Coordinator]
+        "Bytes that all volumes could grow to, each once.";
+    MISSING_CAPACITY "evenkeel_missing_capacity_bytes" Gauge "bytes" [] [Coordinator]
+        "Bytes of copies for which the plan found no place.";
+    VOLUMES "evenkeel_volumes" Gauge "" ["state"] [Coordinator]
+        "Volumes by state (ok, degraded, unavailable, deleting).";
+    VOLUME_SIZE "evenkeel_volume_size_bytes" Gauge "bytes" ["volume", "pool"] [Coordinator]
+        "Size of a volume; of the first 4,096, those that are not ok before the others.";
+    VOLUME_PGS "evenkeel_volume_pgs" Gauge "" ["volume", "state"] [Coordinator]
+        "Placement groups of a volume by state; of the same volumes.";
+    VOLUME_ATTACHED "evenkeel_volume_attached" Gauge "" ["volume"] [Coordinator]
+        "1 if a gateway serves the volume; of the same volumes.";
+    RESYNC_RATE "evenkeel_resync_rate_bytes_per_second" Gauge "bytes per second" [] [Coordinator]
+        "Verified bytes that resync writes now.";
+    RESYNC_LEFT "evenkeel_resync_left_bytes" Gauge "bytes" ["class"] [Coordinator]
+        "Bytes that are left to look at or copy, by class.";
+    RESYNC_DONE "evenkeel_resync_job_done_bytes" Gauge "bytes" [] [Coordinator]
+        "Bytes of the running job that are copied or were found equal; 0 when nothing runs.";
+    RESYNC_MOVES "evenkeel_resync_moves" Gauge "" ["class", "state"] [Coordinator]
+        "Copies that run (active) or wait for a slot (waiting), by class.";
+    RESYNC_ETA "evenkeel_resync_eta_seconds" Gauge "seconds" ["bound"] [Coordinator]
+        "Time until all copies are done (low, likely, high); 0: nothing to do, below 0: diverging, NaN: not known yet.";
+    RESYNC_LIMITED_BY "evenkeel_resync_limited_by" Gauge "" ["reason"] [Coordinator]
+        "Running copies by what bounds them.";
+    RESYNC_STALLED "evenkeel_resync_stalled_moves" Gauge "" [] [Coordinator]
+        "Copies without progress although nothing holds them back.";
+    RESYNC_PAUSED "evenkeel_resync_paused" Gauge "" [] [Coordinator]
+        "1 while the operator has paused resync.";
+    RESYNC_CAP "evenkeel_resync_cap_bytes_per_second" Gauge "bytes per second" [] [Coordinator]
+        "The cap for each disk; 0: none.";
+    RESYNC_FLOOR "evenkeel_resync_floor_bytes_per_second" Gauge "bytes per second" [] [Coordinator]
+        "What resync gets on each disk however busy guests are.";
+    RESYNC_INFLATION "evenkeel_resync_target_inflation_ratio" Gauge "ratio" [] [Coordinator]
+        "Foreground p99 that the throttle aims at, as a multiple of the quiet one.";
+    RESYNC_TARGET "evenkeel_resync_target_latency_seconds" Gauge "seconds" [] [Coordinator]
+        "Foreground p99 that the throttle aims at, if one is set; else 0.";
 }
 
 /// From 50 µs, a fast flush, to 26 s, a stall: 20 buckets, each twice the one before.
@@ -137,6 +208,9 @@ impl Registrar {
     }
     fn gauges(&self, row: Row) -> IntGaugeVec {
         make!(self, IntGaugeVec::new(Opts::new(row.name, row.help), row.labels).expect("a row of the table"), row)
+    }
+    fn float_gauges(&self, row: Row) -> GaugeVec {
+        make!(self, GaugeVec::new(Opts::new(row.name, row.help), row.labels).expect("a row of the table"), row)
     }
     fn gauge(&self, row: Row) -> IntGauge {
         make!(self, IntGauge::new(row.name, row.help).expect("a row of the table"), row)
@@ -302,10 +376,33 @@ impl FsyncMetrics {
     }
 }
 
+/// What every daemon says of itself.
+#[derive(Clone)]
+pub struct SelfMetrics {
+    certificates: IntGaugeVec,
+}
+
+impl SelfMetrics {
+    fn new(r: &Registrar) -> Self {
+        r.gauges(BUILD_INFO).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        SelfMetrics { certificates: r.gauges(CERTIFICATE_EXPIRY) }
+    }
+
+    /// When its certificate, and the cluster's authority, run out: Unix seconds.
+    pub fn set_certificates(&self, own_unix_seconds: u64, ca_unix_seconds: u64) {
+        self.certificates.with_label_values(&["own"]).set(int(own_unix_seconds));
+        self.certificates.with_label_values(&["ca"]).set(int(ca_unix_seconds));
+    }
+}
+
 /// Handles of a node.
 #[derive(Clone)]
 pub struct NodeMetrics {
     registry: Registry,
+    /// Of the daemon itself.
+    pub daemon: SelfMetrics,
+    /// 1 while the coordinator is connected.
+    pub coordinator: IntGauge,
     /// Operations as primary.
     pub foreground: ForegroundMetrics,
     /// As target.
@@ -341,6 +438,10 @@ impl NodeMetrics {
 #[derive(Clone)]
 pub struct GatewayMetrics {
     registry: Registry,
+    /// Of the daemon itself.
+    pub daemon: SelfMetrics,
+    /// 1 while the coordinator is connected.
+    pub coordinator: IntGauge,
     /// Operations of guests.
     pub foreground: ForegroundMetrics,
     /// Blocks that didn't match on arrival here.
@@ -362,6 +463,11 @@ impl GatewayMetrics {
 #[derive(Clone)]
 pub struct CoordinatorMetrics {
     registry: Registry,
+    /// Of the daemon itself.
+    pub daemon: SelfMetrics,
+    /// Of the cluster, as it is at a scrape.
+    pub cluster: ClusterGauges,
+    events: IntCounterVec,
     /// Over the cluster's life.
     pub resync_bytes: ResyncBytes,
     /// Learners in configurations.
@@ -381,6 +487,14 @@ pub struct CoordinatorMetrics {
 }
 
 impl CoordinatorMetrics {
+    /// An event of this kind.
+    pub fn count_event(&self, kind: &str) {
+        self.events.with_label_values(&[kind]).inc();
+    }
+    /// Shows the kinds that have not happened yet, so that their first event is seen as a rise.
+    pub fn show_events(&self, kinds: &[&str]) {
+        kinds.iter().for_each(|kind| drop(self.events.with_label_values(&[*kind])));
+    }
     /// PGs of a state.
     pub fn set_pgs(&self, state: &str, count: u64) {
         self.pgs.with_label_values(&[state]).set(int(count));
@@ -406,6 +520,8 @@ impl Metrics {
     pub fn node() -> NodeMetrics {
         let r = Registrar { registry: Registry::new() };
         NodeMetrics {
+            daemon: SelfMetrics::new(&r),
+            coordinator: r.gauge(COORDINATOR_CONNECTED),
             foreground: ForegroundMetrics::new(&r),
             resync_bytes: ResyncBytes::new(&r, RESYNC_BYTES),
             resync_sent: ResyncBytes::new(&r, RESYNC_SENT),
@@ -419,10 +535,13 @@ impl Metrics {
         }
     }
 
-    /// For a gateway.
-    pub fn gateway() -> GatewayMetrics {
+    /// For a gateway of this volume.
+    pub fn gateway(volume: &str) -> GatewayMetrics {
         let r = Registrar { registry: Registry::new() };
+        r.gauges(GATEWAY_INFO).with_label_values(&[volume]).set(1);
         GatewayMetrics {
+            daemon: SelfMetrics::new(&r),
+            coordinator: r.gauge(COORDINATOR_CONNECTED),
             foreground: ForegroundMetrics::new(&r),
             hash_mismatches: r.counter(HASH_MISMATCHES),
             connections: r.gauge(CONNECTIONS),
@@ -435,6 +554,9 @@ impl Metrics {
     pub fn coordinator() -> CoordinatorMetrics {
         let r = Registrar { registry: Registry::new() };
         CoordinatorMetrics {
+            daemon: SelfMetrics::new(&r),
+            cluster: ClusterGauges::new(&r),
+            events: r.counters(EVENTS),
             resync_bytes: ResyncBytes::new(&r, RESYNC_BYTES),
             active_moves: r.gauge(ACTIVE_MOVES),
             pending_moves: r.gauge(PENDING_MOVES),
@@ -455,44 +577,4 @@ fn text(registry: &Registry) -> String {
         tracing::error!(%error, "the metrics can't be shown");
     }
     String::from_utf8(out).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::ids::DiskId;
-
-    #[test]
-    fn the_table_follows_its_own_rules() {
-        let mut names: Vec<&str> = TABLE.iter().map(|r| r.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), TABLE.len(), "a name stands once");
-        for row in TABLE {
-            assert!(row.name.starts_with("evenkeel_") && row.help.ends_with('.'), "{}", row.name);
-            assert_eq!(row.kind == Counter, row.name.ends_with("_total"), "{}", row.name);
-            let unit = row.unit.replace(' ', "_");
-            assert!(unit.is_empty() || row.name.contains(&unit), "{} names its unit", row.name);
-        }
-    }
-
-    #[test]
-    fn every_daemon_shows_its_rows() {
-        let (node, gateway, coordinator) = (Metrics::node(), Metrics::gateway(), Metrics::coordinator());
-        node.foreground.done(Operation::Write, 4096, std::time::Duration::from_micros(80));
-        node.space.set(DiskId(1), 1, 2);
-        node.set_throttle_rate(DiskId(1), 0);
-        coordinator.space.set(DiskId(1), 1, 2);
-        coordinator.set_pgs("clean", 3);
-        coordinator.set_nodes(&[("up".to_owned(), 3)].into());
-        coordinator.resync_bytes.raise_to(ResyncClass::Drain, 7);
-        coordinator.resync_bytes.raise_to(ResyncClass::Drain, 5);
-        assert_eq!(coordinator.resync_bytes.totals()[2], 7);
-        for (daemon, text) in [(Node, node.text()), (Gateway, gateway.text()), (Coordinator, coordinator.text())] {
-            for row in TABLE.iter().filter(|r| r.daemons.contains(&daemon)) {
-                assert!(text.contains(&format!("# HELP {} ", row.name)), "{} of {daemon:?}", row.name);
-            }
-        }
-        assert!(node.text().contains("evenkeel_foreground_operations_total{kind=\"write\"} 1"));
-    }
 }

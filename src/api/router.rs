@@ -1,7 +1,7 @@
 //! The coordinator's admin HTTP API: routes, who may call them, and errors as JSON.
 //!
 //! Every request needs the bearer token or an operator's certificate (viewers may read), except `POST /v1/join`, whose
-//! proof is the join token, and `GET /` and `GET /metrics` from loopback. Bodies are bounded. The router only translates; the
+//! proof is the join token, and `GET /`, `GET /metrics` and `GET /v1/prometheus/targets` from loopback. Bodies are bounded. The router only translates; the
 //! daemon that owns the state answers [`AdminMessage`]s.
 
 use std::sync::Arc;
@@ -15,14 +15,14 @@ use axum::routing::{delete, get, patch, post};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use super::calls::{AdminCall, AdminMessage, CallFailed, Caller, JobChange};
+use super::calls::{Access, AdminCall, AdminMessage, CallFailed, Caller, JobChange};
 use super::types::ApiError;
 
 /// Signing requests are the largest bodies, at a few hundred bytes; what-if plans list nodes.
 const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// Decides who a caller is, from its headers and the connection.
-pub type Authorise = dyn Fn(&axum::http::Extensions, &HeaderMap) -> (Caller, bool) + Send + Sync;
+pub type Authorise = dyn Fn(&axum::http::Extensions, &HeaderMap) -> Access + Send + Sync;
 
 #[derive(Clone)]
 struct App {
@@ -30,12 +30,13 @@ struct App {
     authorise: Arc<Authorise>,
 }
 
-/// The routes of `/v1`, `/metrics` and `/`. `authorise` gives the caller and whether it is on loopback.
+/// The routes of `/v1`, `/metrics` and `/`. `authorise` says who calls.
 pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>) -> Router {
     let app = App { calls, authorise };
     Router::new()
         .route("/", get(home))
         .route("/metrics", get(|s: Ctx| s.call(AdminCall::Metrics)))
+        .route("/v1/prometheus/targets", get(|s: Ctx| s.call(AdminCall::ScrapeTargets)))
         .route("/v1/status", get(|s: Ctx| s.call(AdminCall::Status)))
         .route("/v1/nodes", get(|s: Ctx| s.call(AdminCall::Nodes)))
         .route("/v1/nodes/{name}", get(|Path(n): Path<String>, s: Ctx| s.call(AdminCall::Node(n))))
@@ -104,7 +105,7 @@ async fn events(query: Result<Query<EventsQuery>, axum::extract::rejection::Quer
 }
 
 async fn home(ctx: Ctx) -> Response {
-    if !ctx.loopback && ctx.caller == Caller::Anyone {
+    if !ctx.access.loopback && ctx.access.caller == Caller::Anyone {
         return failed(unauthorised());
     }
     "Evenkeel coordinator. The API is under /v1, metrics under /metrics.\n".into_response()
@@ -113,16 +114,15 @@ async fn home(ctx: Ctx) -> Response {
 /// The app and who asks.
 struct Ctx {
     app: App,
-    caller: Caller,
-    loopback: bool,
+    access: Access,
 }
 
 impl axum::extract::FromRequestParts<App> for Ctx {
     type Rejection = std::convert::Infallible;
     async fn from_request_parts(parts: &mut axum::http::request::Parts, app: &App) -> Result<Self, Self::Rejection> {
         let State(app) = State::<App>(app.clone());
-        let (caller, loopback) = (app.authorise)(&parts.extensions, &parts.headers);
-        Ok(Ctx { app, caller, loopback })
+        let access = (app.authorise)(&parts.extensions, &parts.headers);
+        Ok(Ctx { app, access })
     }
 }
 
@@ -130,10 +130,10 @@ impl Ctx {
     async fn call(self, call: AdminCall) -> Response {
         let open = match &call {
             AdminCall::Join(_) => true,
-            AdminCall::Metrics => self.loopback,
+            AdminCall::Metrics | AdminCall::ScrapeTargets => self.access.loopback,
             _ => false,
         };
-        match self.caller {
+        match self.access.caller {
             Caller::Operator => {}
             Caller::Viewer if call.is_read() || open => {}
             Caller::Viewer => {
@@ -145,7 +145,7 @@ impl Ctx {
         let is_text = matches!(call, AdminCall::Metrics);
         let (reply, answer) = oneshot::channel();
         let stopping = || failed(CallFailed::new(503, "the coordinator is stopping: try again when it is back"));
-        if self.app.calls.send(AdminMessage { call, reply }).await.is_err() {
+        if self.app.calls.send(AdminMessage { call, asker: self.access.asker, reply }).await.is_err() {
             return stopping();
         }
         match answer.await {
@@ -164,7 +164,7 @@ impl Ctx {
         match serde_json::from_slice(text) {
             Ok(request) => self.call(make(request)).await,
             // A stranger learns nothing of the request's form.
-            Err(_) if self.caller == Caller::Anyone && !body.starts_with(b"{") => failed(unauthorised()),
+            Err(_) if self.access.caller == Caller::Anyone && !body.starts_with(b"{") => failed(unauthorised()),
             Err(e) => failed(CallFailed::new(400, format!("the request's body is not what this path takes: {e}"))),
         }
     }

@@ -25,6 +25,7 @@
 //! | GET /v1/map | | the whole map as [`MapSummary`] |
 //! | GET /v1/map/export | | the map file that `plan --map` reads |
 //! | GET /metrics | | Prometheus text, no token on loopback |
+//! | GET /v1/prometheus/targets | | list of [`ScrapeTarget`], no token on loopback |
 //!
 //! Errors are [`ApiError`] with a 4xx or 5xx status. Every other request carries `Authorization: Bearer TOKEN`.
 
@@ -645,10 +646,20 @@ pub struct Event {
     pub unix_ms: u64,
     /// `node-joined`, `node-down`, `plan`, `resync-set`, …
     pub kind: String,
-    /// Who or what asked for it.
+    /// Who or what asked for it: the operator's token or certificate and the address, `coordinator`, a node's or a gateway's
+    /// name.
     pub actor: String,
     /// One sentence.
     pub text: String,
+}
+
+/// A daemon's admin address, as Prometheus' HTTP service discovery takes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrapeTarget {
+    /// One `host:port`.
+    pub targets: Vec<String>,
+    /// `__scheme__`, `cluster`, `role`, and `node` or `gateway`.
+    pub labels: std::collections::BTreeMap<String, String>,
 }
 
 /// Makes a join token.

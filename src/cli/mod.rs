@@ -99,7 +99,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Meta(MetaCommand::Export) => done(plan::export(&session)),
         Command::Resync(command) => done(resync::resync(&session, command)),
         Command::Token(TokenCommand::Create { role, ttl }) => done(token_create(&session, role, ttl)),
-        Command::Metrics(args) => done(metrics(&session, args.node.as_deref())),
+        Command::Metrics(args) => done(metrics(&session, &args)),
         Command::Completions { shell } => done(completions(shell)),
         Command::Hash { files } => done(hash::hash_files(&session, &files)),
     }
@@ -173,9 +173,12 @@ fn token_create(session: &Session, role: String, ttl: u64) -> anyhow::Result<()>
     session.show(&client, &text, |created: TokenCreated| created.token)
 }
 
-fn metrics(session: &Session, node: Option<&str>) -> anyhow::Result<()> {
+fn metrics(session: &Session, args: &args::MetricsArgs) -> anyhow::Result<()> {
+    if args.node.is_none() && !args.coordinator {
+        return metrics_table(session);
+    }
     let client = session.client()?;
-    let text = match node {
+    let text = match args.node.as_deref() {
         None => client.get_text("/metrics")?,
         Some(name) => {
             let node = cluster::find_node(&client, name)?;
@@ -183,6 +186,30 @@ fn metrics(session: &Session, node: Option<&str>) -> anyhow::Result<()> {
         }
     };
     out::line(text)
+}
+
+/// What there is, without a cluster.
+fn metrics_table(session: &Session) -> anyhow::Result<()> {
+    use crate::api::metrics::TABLE;
+    if session.json() {
+        return out::line(serde_json::to_string_pretty(TABLE)?);
+    }
+    let word = |w: &dyn std::fmt::Debug| format!("{w:?}").to_lowercase();
+    let mut table = out::Table::new(&["METRIC", "TYPE", "UNIT", "LABELS", "OF", "WHAT"]);
+    for row in TABLE {
+        let daemons: Vec<String> = row.daemons.iter().map(|d| word(d)).collect();
+        let unit = if row.unit.is_empty() { "-" } else { row.unit };
+        let labels = if row.labels.is_empty() { "-".to_owned() } else { row.labels.join(",") };
+        table.row([
+            row.name.to_owned(),
+            word(&row.kind),
+            unit.to_owned(),
+            labels,
+            daemons.join(","),
+            row.help.to_owned(),
+        ]);
+    }
+    out::line(table.render(false))
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {

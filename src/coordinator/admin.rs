@@ -25,7 +25,7 @@ use crate::net::ca::CaError;
 use crate::net::identity::{Role, RoleKind, cert_pem};
 use crate::net::token::{JoinToken, TokenRecord};
 
-/// Who changes things through the API.
+/// Stands for whoever asks through the API: see `Owner::asker`.
 pub(super) const OPERATOR: &str = "operator";
 /// What stands for no class in particular.
 const ANY_CLASS: &str = "any";
@@ -46,7 +46,8 @@ impl From<Refusal> for CallFailed {
 
 impl Owner {
     pub(super) fn handle_admin(&mut self, message: AdminMessage) {
-        let AdminMessage { call, reply } = message;
+        let AdminMessage { call, reply, asker } = message;
+        self.asker = asker;
         match call {
             AdminCall::Plan(request) => {
                 return self.off_turn(reply, move |map, rates| whatif::answer(map, &request, rates));
@@ -93,6 +94,7 @@ impl Owner {
                 self.show_metrics();
                 Ok(self.facts.metrics.text().into_bytes())
             }
+            AdminCall::ScrapeTargets => json(&self.scrape_targets()),
             AdminCall::PoolCreate(request) => self.create_pool(request),
             AdminCall::PoolSet(name, request) => self.set_pool(&name, request),
             AdminCall::PoolDelete(name) => {

@@ -164,7 +164,7 @@ impl Owner {
     fn alloc_disk(&mut self, id: ConnId, m: control::AllocDisk) -> Result<(), Refuse> {
         let node = self.certified_node(id, m.node)?;
         let command = Command::AllocDisk { node, class: m.class, capacity_bytes: m.capacity_bytes };
-        let applied = self.apply(&node.to_string(), command).map_err(|e| e.to_string())?;
+        let applied = self.apply(&self.node_name(node), command).map_err(|e| e.to_string())?;
         if let Outcome::Disk(disk) = applied.outcome {
             self.manager.fresh_disks.insert(disk, self.manager.now);
             let name = self.node_name(node);
@@ -231,6 +231,9 @@ impl Owner {
         }
         self.check_level(&format!("gateway {}", m.name), m.feature_min, m.feature_max)?;
         self.manager.runtime.handle_gateway(id, m.name.clone(), self.manager.now);
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.admin_url = m.admin_url;
+        }
         self.set_role(id, PeerRole::Gateway(m.name));
         self.effects.push(Effect::Follow(id));
         Ok(())

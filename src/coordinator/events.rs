@@ -7,6 +7,40 @@ use crate::api::types::Event;
 use crate::meta::records::{EventRecord, RESYNC_TOTALS_KEY, ResyncTotals, kind};
 use crate::meta::{Batch, MetaError, MetaStore, envelope};
 
+/// Every kind of event, for what counts them. A test compares the list with the code.
+pub const KINDS: &[&str] = &[
+    "certificate",
+    "cluster-created",
+    "disk-added",
+    "disk-answers",
+    "disk-failed",
+    "disk-hung",
+    "job-ended",
+    "joined",
+    "node-down",
+    "node-joined",
+    "node-registered",
+    "node-state",
+    "node-up",
+    "pg-changed",
+    "pg-forced",
+    "pg-promoted",
+    "pg-recovered",
+    "plan",
+    "pool-created",
+    "pool-deleted",
+    "pool-set",
+    "resync-set",
+    "token-created",
+    "volume-attached",
+    "volume-created",
+    "volume-deleted",
+    "volume-deleting",
+    "volume-released",
+    "volume-resized",
+    "writes-lost",
+];
+
 /// Events kept: days of a quiet cluster, hours of a busy one; a few MiB.
 const EVENTS_MAX: usize = 10_000;
 
@@ -82,4 +116,37 @@ pub fn load_totals(store: &dyn MetaStore) -> Result<Totals, MetaError> {
 /// Adds the sums to a batch.
 pub fn put_totals(record: &ResyncTotals, batch: &mut Batch) {
     batch.put(RESYNC_TOTALS_KEY, envelope::seal(RESYNC_TOTALS_KEY, kind::RESYNC_TOTALS, 1, record));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::KINDS;
+
+    /// The first words that are told in a source: what stands quoted right behind `tell(`.
+    fn told(source: &str) -> Vec<&str> {
+        let calls = source.split(".tell(").skip(1).map(str::trim_start);
+        let is_kind = |word: &&str| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+        calls.filter_map(|call| call.strip_prefix('"')?.split('"').next()).filter(is_kind).collect()
+    }
+
+    #[test]
+    fn every_kind_is_in_the_list() {
+        let mut found = std::collections::BTreeSet::new();
+        let mut folders = vec!["src/core".to_owned(), "src/coordinator".to_owned()];
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(root.join(&folder)).unwrap().flatten() {
+                let name = format!("{folder}/{}", entry.file_name().to_string_lossy());
+                if entry.file_type().unwrap().is_dir() {
+                    folders.push(name);
+                } else {
+                    let source = std::fs::read_to_string(entry.path()).unwrap();
+                    found.extend(told(&source).into_iter().map(str::to_owned));
+                }
+            }
+        }
+        assert!(found.len() > 20, "the sources were read: {found:?}");
+        let listed: std::collections::BTreeSet<String> = KINDS.iter().map(|k| (*k).to_owned()).collect();
+        assert_eq!(found, listed);
+    }
 }

@@ -11,6 +11,7 @@
 mod admin;
 mod control;
 mod events;
+mod figures;
 mod files;
 mod jobs;
 mod owner;
@@ -39,7 +40,7 @@ pub use control::FEATURE_LEVEL;
 pub use files::{FileFailed, RunFile};
 pub use probe::Probe;
 
-use crate::api::calls::Caller;
+use crate::api::calls::{Access, Caller};
 use crate::api::metrics::Metrics;
 use crate::api::router::router;
 use crate::core::cluster::command::{Command, Context, Liveness, Refusal};
@@ -188,6 +189,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: impl Future<Output = ()>) 
     let map_version = Arc::new(AtomicU64::new(0));
     let facts =
         owner::Facts { ca, coordinator_addr: addr, metrics: Metrics::coordinator(), map_version: map_version.clone() };
+    facts.metrics.daemon.set_certificates(identity.not_after_unix_seconds(), identity.ca_not_after_unix_seconds());
     let mut owner = owner::Owner::new(store, facts, inbox.downgrade(), wiring::now())?;
     owner.set_times(config.debounce_seconds, config.grace_seconds)?;
 
@@ -195,6 +197,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: impl Future<Output = ()>) 
     let admin_addr = files::keep_port(config.admin, last.map(|p| p.admin));
     let routes = router(calls, Arc::new(authoriser(token)));
     let admin = AdminServer::serve(admin_addr, AdminTransport::Auto, &identity, routes).await?;
+    owner.admin_url = admin.url();
     let to_owner = inbox.clone();
     let forward = tokio::spawn(async move {
         while let Some(call) = waiting.recv().await {
@@ -254,19 +257,20 @@ fn load_identity(dir: &std::path::Path, ca: &ClusterCa, now_seconds: u64) -> Res
 }
 
 /// Bearer token or certificate; and whether the caller is on this host.
-fn authoriser(token: BearerToken) -> impl Fn(&axum::http::Extensions, &axum::http::HeaderMap) -> (Caller, bool) {
+fn authoriser(token: BearerToken) -> impl Fn(&axum::http::Extensions, &axum::http::HeaderMap) -> Access {
     move |extensions, headers| {
         let peer = extensions.get::<ConnectInfo<AdminPeer>>().map(|c| &c.0);
         let loopback = peer.is_some_and(|p| p.addr.ip().to_canonical().is_loopback());
         let header = headers.get(axum::http::header::AUTHORIZATION).and_then(|v| v.to_str().ok());
         let role = peer.and_then(|p| p.identity.as_ref()).map(|i| i.role.kind());
-        let caller = match role {
-            _ if header.is_some_and(|h| token.matches_header(h)) => Caller::Operator,
-            Some(RoleKind::Operator) => Caller::Operator,
-            Some(RoleKind::Viewer) => Caller::Viewer,
-            _ => Caller::Anyone,
+        let (caller, by) = match role {
+            _ if header.is_some_and(|h| token.matches_header(h)) => (Caller::Operator, "operator (api.token"),
+            Some(RoleKind::Operator) => (Caller::Operator, "operator (certificate"),
+            Some(RoleKind::Viewer) => (Caller::Viewer, "viewer (certificate"),
+            _ => (Caller::Anyone, "anyone (no token"),
         };
-        (caller, loopback)
+        let from = peer.map_or_else(|| "nowhere".to_owned(), |p| p.addr.ip().to_canonical().to_string());
+        Access { caller, loopback, asker: format!("{by}, from {from})") }
     }
 }
 

@@ -15,7 +15,8 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 
-use super::events::EventLog;
+use super::admin::OPERATOR;
+use super::events::{self, EventLog};
 use super::totals::Totals;
 use super::wiring;
 use crate::api::calls::{AdminMessage, Answer};
@@ -72,6 +73,8 @@ pub struct Conn {
     pub role: PeerRole,
     /// It follows the map and has it up to here.
     pub has_version: Option<u64>,
+    /// A gateway's admin URL; empty: it has none.
+    pub admin_url: String,
 }
 
 impl std::fmt::Debug for Conn {
@@ -136,6 +139,10 @@ pub struct Owner {
     pub(super) effects: Vec<Effect>,
     pub(super) batch: Batch,
     pub(super) store: Arc<dyn MetaStore>,
+    /// This daemon's admin URL.
+    pub(super) admin_url: String,
+    /// Who asks for what the API does now.
+    pub(super) asker: String,
     head: Option<Vec<u8>>,
     pass_cost: Duration,
     totals_at: Instant,
@@ -156,6 +163,7 @@ impl Owner {
     ) -> Result<Self, MetaError> {
         let state = records::load(store.as_ref())?;
         let events = EventLog::load(store.as_ref())?;
+        facts.metrics.show_events(events::KINDS);
         let totals = super::events::load_totals(store.as_ref())?;
         facts.map_version.store(state.map().version, Ordering::Relaxed);
         let head = store.get(records::HEAD_KEY)?;
@@ -170,6 +178,8 @@ impl Owner {
             effects: Vec::new(),
             batch: Batch::default(),
             store,
+            admin_url: String::new(),
+            asker: String::new(),
             head,
             pass_cost: Duration::ZERO,
             totals_at: now,
@@ -260,11 +270,13 @@ impl Owner {
 
     /// Applies a command; its changes become durable at the turn's end.
     pub(super) fn apply(&mut self, actor: &str, command: Command) -> Result<Applied, Refusal> {
+        let actor = if actor == OPERATOR { self.asker.as_str() } else { actor };
         self.manager.apply(actor, command)
     }
 
     /// Adds an event.
     pub(super) fn tell(&mut self, kind: &'static str, actor: &str, text: String) {
+        let actor = if actor == OPERATOR { self.asker.as_str() } else { actor };
         self.manager.tell(kind, actor, text);
     }
 
@@ -303,13 +315,13 @@ impl Owner {
         let (map, rates) = (self.manager.state.map(), super::whatif::rates(self.manager.state.map()));
         let forecast = rates.of_disk(crate::core::ids::DiskId(0));
         self.progress.sample(self.manager.now, &left, job, forecast, map.settings.resync.cap_bytes_per_sec);
-        self.show_metrics();
     }
 
     /// Everything of this turn becomes durable.
     async fn commit(&mut self) -> Result<(), MetaError> {
         for told in self.manager.take_told() {
             tracing::info!(kind = told.kind, actor = told.actor, "{}", told.text);
+            self.facts.metrics.count_event(told.kind);
             self.events.add(told.kind, &told.actor, told.text, wiring::unix_ms(), &mut self.batch);
         }
         let mut totals = None;

@@ -49,4 +49,10 @@ impl Probe {
     pub fn status(&self) -> Vec<u8> {
         serde_json::to_vec(&self.owner.status()).unwrap_or_default()
     }
+
+    /// The answer to `GET /metrics`: Prometheus text.
+    pub fn metrics(&self) -> String {
+        self.owner.show_metrics();
+        self.owner.facts.metrics.text()
+    }
 }

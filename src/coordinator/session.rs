@@ -42,8 +42,14 @@ async fn serve(link: Link, inbox: mpsc::Sender<Input>, map_version: Arc<AtomicU6
         let id = ConnId(next.fetch_add(1, Ordering::Relaxed));
         let (sender, mut receiver) = channel.split();
         let acks = sender.clone();
-        let conn =
-            Conn { peer: link.peer().clone(), sender, link: link.clone(), role: PeerRole::New, has_version: None };
+        let conn = Conn {
+            peer: link.peer().clone(),
+            sender,
+            link: link.clone(),
+            role: PeerRole::New,
+            has_version: None,
+            admin_url: String::new(),
+        };
         let (inbox, map_version, link) = (inbox.clone(), map_version.clone(), link.clone());
         tokio::spawn(async move {
             let mut frames = vec![hello];

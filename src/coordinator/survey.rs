@@ -19,6 +19,8 @@ pub(super) struct Survey {
     pub unavailable: Option<(PgId, String)>,
     /// PGs with one member by an operator's word, below their pool's minimum.
     pub forced: Vec<PgId>,
+    /// PGs of several copies of which at most one answers.
+    pub at_risk: u64,
     /// PGs with learners.
     pub learning: Vec<PgId>,
     /// Members and primaries, by disk number.
@@ -103,6 +105,9 @@ impl Owner {
                     *load = (load.0 + 1, load.1 + u64::from(at == 0));
                 }
             }
+            let wanted = map.pools.get(&config.pg.pool).map_or(0, |p| p.replicas);
+            let answer = config.members.iter().filter(|m| seen.answers(**m)).count();
+            survey.at_risk += u64::from(wanted > 1 && answer <= 1);
             survey.counts.total += 1;
             match judge(map, &self.manager.runtime, &seen, config) {
                 PgState::Clean => {

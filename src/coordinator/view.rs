@@ -27,7 +27,7 @@ const MISSING_SHOWN: usize = 5;
 const STALLS_SHOWN: usize = 5;
 
 impl Owner {
-    fn node_state(&self, node: &Node) -> &'static str {
+    pub(super) fn node_state(&self, node: &Node) -> &'static str {
         match (node.admin_state, self.manager.runtime.nodes.get(&node.id).map(|v| v.life)) {
             (NodeAdminState::Removed, _) => "removed",
             (NodeAdminState::Maintenance, _) => "maintenance",
@@ -60,7 +60,7 @@ impl Owner {
         }
     }
 
-    fn disk_state(&self, disk: &crate::core::cluster::Disk) -> &'static str {
+    pub(super) fn disk_state(&self, disk: &crate::core::cluster::Disk) -> &'static str {
         let node = self.manager.state.map().nodes.get(&disk.node).map(|n| n.admin_state);
         match disk.admin_state {
             DiskAdminState::Removed => "removed",
@@ -83,7 +83,7 @@ impl Owner {
     }
 
     /// For what the plan found no room, and where.
-    fn missing_capacity(&self) -> Vec<NamedMissing> {
+    pub(super) fn missing_capacity(&self) -> Vec<NamedMissing> {
         let missing = &self.manager.planning.job.missing_capacity;
         if missing.is_empty() {
             return Vec::new();
@@ -164,7 +164,7 @@ impl Owner {
     }
 
     /// `ok`, `warn` or `error`, and why, worst first.
-    fn health(&self, survey: &Survey, sessions: &[SessionInfo]) -> (String, Vec<String>) {
+    pub(super) fn health(&self, survey: &Survey, sessions: &[SessionInfo]) -> (String, Vec<String>) {
         let (map, pgs) = (self.manager.state.map(), &survey.counts);
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
         if pgs.unavailable > 0 {
@@ -270,7 +270,7 @@ impl Owner {
     }
 
     /// Those of these PGs.
-    fn sessions_of(&self, learning: &[PgId]) -> Vec<SessionInfo> {
+    pub(super) fn sessions_of(&self, learning: &[PgId]) -> Vec<SessionInfo> {
         if learning.is_empty() {
             return Vec::new();
         }
@@ -331,7 +331,7 @@ impl Owner {
         })
     }
 
-    fn resync_status(&self, sessions: &[SessionInfo]) -> ResyncStatus {
+    pub(super) fn resync_status(&self, sessions: &[SessionInfo]) -> ResyncStatus {
         let map = self.manager.state.map();
         let waiting = self.waiting(sessions);
         let to_do = self.left_of(sessions, &waiting);
@@ -523,42 +523,5 @@ impl Owner {
     pub(super) fn pg_infos(&self) -> Vec<PgInfo> {
         let moving = self.manager.planning.misplaced();
         self.manager.state.map().pgs.values().map(|c| self.pg_info(c, &moving)).collect()
-    }
-
-    /// Brings `/metrics` up to date.
-    pub(super) fn show_metrics(&self) {
-        let map = self.manager.state.map();
-        let m = &self.facts.metrics;
-        let survey = self.survey();
-        let pgs = &survey.counts;
-        for (state, count) in [
-            ("clean", pgs.clean),
-            ("degraded", pgs.degraded),
-            ("unavailable", pgs.unavailable),
-            ("misplaced", pgs.misplaced),
-        ] {
-            m.set_pgs(state, count);
-        }
-        let mut nodes: BTreeMap<String, u64> = BTreeMap::new();
-        for node in map.nodes.values() {
-            *nodes.entry(self.node_state(node).to_owned()).or_default() += 1;
-        }
-        m.set_nodes(&nodes);
-        for (id, disk) in &self.manager.runtime.disks {
-            m.space.set(*id, disk.used_bytes, disk.capacity_bytes);
-        }
-        for (class, bytes) in ResyncClass::ALL.iter().zip(self.totals.by_class()) {
-            m.resync_bytes.raise_to(*class, *bytes);
-        }
-        let sessions = self.sessions_of(&survey.learning);
-        let learners = sessions.len();
-        m.active_moves.set(i64::try_from(learners).unwrap_or(i64::MAX));
-        m.pending_moves.set(i64::try_from(self.manager.planning.job.moves.len()).unwrap_or(i64::MAX));
-        m.map_version.set(i64::try_from(map.version).unwrap_or(i64::MAX));
-        m.health.set(match self.health(&survey, &sessions).0.as_str() {
-            "ok" => 0,
-            "warn" => 1,
-            _ => 2,
-        });
     }
 }

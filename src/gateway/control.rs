@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::GatewayConfig;
 use super::router::Router;
+use crate::api::metrics::IntGauge;
 use crate::core::cluster::ClusterMap;
 use crate::core::ids::NodeId;
 use crate::net::channel::{Channel, Receiver, Sender};
@@ -69,7 +70,13 @@ fn frame(kind: u16, message: &impl Message) -> Frame {
 
 impl Control {
     /// Starts the task.
-    pub fn start(endpoint: Arc<Endpoint>, coordinator: SocketAddr, config: &GatewayConfig, admin_url: String) -> Self {
+    pub fn start(
+        endpoint: Arc<Endpoint>,
+        coordinator: SocketAddr,
+        config: &GatewayConfig,
+        admin_url: String,
+        connected: IntGauge,
+    ) -> Self {
         let (attached_to, attached) = mpsc::unbounded_channel();
         let (news_to, news) = mpsc::unbounded_channel();
         let (state, state_now) = tokio::sync::watch::channel(RouterState::default());
@@ -93,6 +100,7 @@ impl Control {
             news: news_to,
             state: state_now,
             lost: false,
+            connected,
         };
         let task = tokio::spawn(link.run(released));
         Control { attached, news, state, release: Some(release), task }
@@ -145,6 +153,8 @@ struct ControlTask {
     news: mpsc::UnboundedSender<News>,
     state: tokio::sync::watch::Receiver<RouterState>,
     lost: bool,
+    /// 1 while the link is up.
+    connected: IntGauge,
 }
 
 impl ControlTask {
@@ -154,10 +164,13 @@ impl ControlTask {
             match self.endpoint.connect(self.coordinator, Expect::Coordinator, LinkClass::Control).await {
                 Ok(link) => {
                     warned = false;
-                    if let Ok(channel) = link.open_channel(frame(kind::GATEWAY_HELLO, &self.hello)).await
-                        && self.session(channel, &mut released).await
-                    {
-                        return;
+                    if let Ok(channel) = link.open_channel(frame(kind::GATEWAY_HELLO, &self.hello)).await {
+                        self.connected.set(1);
+                        let is_over = self.session(channel, &mut released).await;
+                        self.connected.set(0);
+                        if is_over {
+                            return;
+                        }
                     }
                 }
                 Err(error) if !warned => {

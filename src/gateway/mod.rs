@@ -158,7 +158,8 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
     tokio::pin!(shutdown);
     let (identity, coordinator) = enrol(&config.api, &config.token, "gateway", &config.name).await?;
     let endpoint = Arc::new(Endpoint::bind(SocketAddr::new(config.bind, 0), identity.clone(), Tuning::default())?);
-    let metrics = Metrics::gateway();
+    let metrics = Metrics::gateway(&config.volume);
+    metrics.daemon.set_certificates(identity.not_after_unix_seconds(), identity.ca_not_after_unix_seconds());
     let admin = match config.admin {
         Some(addr) => {
             let metrics = metrics.clone();
@@ -172,7 +173,7 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
         None => None,
     };
     let admin_url = admin.as_ref().map(AdminServer::url).unwrap_or_default();
-    let mut control = Control::start(endpoint.clone(), coordinator, &config, admin_url);
+    let mut control = Control::start(endpoint.clone(), coordinator, &config, admin_url, metrics.coordinator.clone());
     let attached = tokio::select! {
         attached = control.attached() => attached,
         () = &mut shutdown => return Ok(()),

@@ -245,6 +245,7 @@ pub struct Identity {
     ca: CertificateDer<'static>,
     key: KeyPair,
     not_after_unix_seconds: u64,
+    ca_not_after_unix_seconds: u64,
 }
 
 impl fmt::Debug for Identity {
@@ -298,6 +299,11 @@ impl Identity {
         self.not_after_unix_seconds
     }
 
+    /// When the cluster's CA runs out, Unix seconds.
+    pub fn ca_not_after_unix_seconds(&self) -> u64 {
+        self.ca_not_after_unix_seconds
+    }
+
     /// The CA's certificate.
     pub fn ca(&self) -> &CertificateDer<'static> {
         &self.ca
@@ -332,8 +338,9 @@ impl Identity {
         if leaf.public_key().subject_public_key.data.as_ref() != key.der_bytes() {
             return Err(damaged("the key", "the certificate belongs to another key"));
         }
-        let not_after_unix_seconds = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
-        Ok(Identity { holder, cert, ca, key, not_after_unix_seconds })
+        let end = |cert: &X509Certificate<'_>| u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
+        let (not_after_unix_seconds, ca_not_after_unix_seconds) = (end(&leaf), end(&root));
+        Ok(Identity { holder, cert, ca, key, not_after_unix_seconds, ca_not_after_unix_seconds })
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::engine::Event;
 use super::links::Links;
+use crate::api::metrics::IntGauge;
 use crate::core::cluster::{ClusterMap, PgConfig};
 use crate::core::ids::{DiskId, Generation, NodeId, PgId};
 use crate::net::channel::{Channel, Sender};
@@ -150,6 +151,8 @@ pub struct Control {
     pub events: EventSender<Event>,
     /// Told when the first registration has been taken.
     pub registered: Option<tokio::sync::oneshot::Sender<()>>,
+    /// 1 while the link is up.
+    pub connected: IntGauge,
 }
 
 impl Control {
@@ -188,7 +191,9 @@ impl Control {
                 }
             };
             if let Some(channel) = opened {
+                self.connected.set(1);
                 let result = self.session(channel, &mut map, &mut proposals, &mut unreachable, &mut outgoing).await;
+                self.connected.set(0);
                 warned = false;
                 result?;
             }

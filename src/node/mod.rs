@@ -283,6 +283,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     let counters = Arc::new(engine::Counters::default());
     let stats = Arc::new(parking_lot::Mutex::new(msg::Stats::default()));
     let metrics = Arc::new(Metrics::node());
+    metrics.daemon.set_certificates(identity.not_after_unix_seconds(), identity.ca_not_after_unix_seconds());
     let throttle = Arc::new(Throttle::new());
 
     let admin = AdminServer::serve(
@@ -344,6 +345,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
         register: Box::new(register),
         events: events.clone(),
         registered: Some(registered),
+        connected: metrics.coordinator.clone(),
     };
     let mut control = tokio::spawn(control.run(outgoing));
     let run_file = config.dir.join("run.json");

@@ -8,11 +8,13 @@ mod dev;
 mod faultfs;
 mod nbd;
 mod net;
+mod prometheus;
 mod tools;
 
 mod bit_flip;
 mod copies;
 mod damaged_map;
+mod dashboards;
 mod disk_faults;
 mod faults;
 mod flush_trace;
@@ -121,6 +123,10 @@ const TESTS: &[Test] = tests! {
     ALWAYS gateways::take_over_fences_the_first;
     ALWAYS guest::a_guest_writes_while_nodes_come_and_go;
     LONG guest::a_guest_lives_through_a_long_stall;
+    ALWAYS dashboards::dashboards_are_well_formed;
+    ALWAYS dashboards::the_rules_hold;
+    ALWAYS dashboards::runbooks_name_commands_that_exist;
+    ALWAYS dashboards::every_panel_shows_something;
     ALWAYS real_input::a_file_system_survives_a_join_and_a_kill;
 };
 

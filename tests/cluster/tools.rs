@@ -75,6 +75,7 @@ pub fn missing(command: &Command, error: &std::io::Error) -> String {
         "strace" => "strace",
         "mount" | "umount" => "mount",
         "cmp" => "diffutils",
+        "prometheus" | "promtool" => "prometheus",
         "ip" => "iproute2",
         "iptables" => "iptables",
         "unshare" | "nsenter" => "util-linux",

@@ -143,7 +143,10 @@ pub enum Command {
     /// Join tokens
     #[command(subcommand)]
     Token(TokenCommand),
-    /// The coordinator's metrics in Prometheus text
+    /// All metrics: name, type, unit, labels, meaning; or the values of one daemon in Prometheus text
+    #[command(
+        after_help = "Examples:\n  evenkeel metrics\n  evenkeel metrics --coordinator\n  evenkeel metrics --node n1"
+    )]
     Metrics(MetricsArgs),
     /// Completions for a shell
     #[command(after_help = "Example:\n  evenkeel completions bash > /etc/bash_completion.d/evenkeel")]
@@ -520,9 +523,12 @@ pub enum TokenCommand {
 /// `metrics`.
 #[derive(Clone, Debug, Args)]
 pub struct MetricsArgs {
-    /// A node's metrics instead of the coordinator's
+    /// The values of a node
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
+    /// The values of the coordinator
+    #[arg(long, conflicts_with = "node")]
+    pub coordinator: bool,
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {

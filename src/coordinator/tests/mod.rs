@@ -80,7 +80,7 @@ async fn nodes_register_and_a_pool_gets_clean() {
     assert_eq!((set.cap_bytes_per_sec, set.floor_bytes_per_sec), (Some(4 << 20), 4 << 20));
     nodes[0].peer.map_until("the cap", |m| m.settings.resync.cap_bytes_per_sec == Some(4 << 20)).await;
     let events: Vec<Event> = cluster.get("/v1/events?after=1").await;
-    assert!(events.iter().any(|e| e.kind == "resync-set" && e.actor == "operator"));
+    assert!(events.iter().any(|e| e.kind == "resync-set" && e.actor == "operator (api.token, from 127.0.0.1)"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
