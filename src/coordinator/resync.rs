@@ -20,13 +20,14 @@ pub(super) fn change(r: &mut ResyncSettings, request: &ResyncSet) -> Result<Stri
     if request.weight.is_some() {
         return Err(CallFailed::new(400, "a weight is a class's: give --class with it"));
     }
-    if let Some(name) = &request.profile {
-        r.set_profile(profile(name)?);
-    }
     match request.cap.as_deref() {
         Some("none") => r.cap_bytes_per_sec = None,
         Some(text) => r.cap_bytes_per_sec = Some(rate("cap", text)?),
         None => {}
+    }
+    // After the cap, which bounds its floor.
+    if let Some(name) = &request.profile {
+        r.set_profile(profile(name)?);
     }
     match request.floor.as_deref() {
         Some(text) => r.floor_bytes_per_sec = rate("floor", text)?,
@@ -154,7 +155,7 @@ mod tests {
         assert!(
             bad(ResyncSet { profile: Some("fast".into()), ..ResyncSet::default() }).contains("foreground, balanced")
         );
-        assert!(bad(set(None, Some("0"), None)).contains("cap"));
+        assert!(bad(set(None, Some("18446744073709551616"), None)).contains("cap"));
         assert!(bad(set(None, None, Some("-3MiB/s"))).contains("floor"));
         assert!(bad(set(Some("repair"), Some("5 parsecs"), None)).contains("cap"));
         assert!(bad(ResyncSet { weight: Some(4), ..ResyncSet::default() }).contains("--class"));

@@ -225,6 +225,9 @@ fn case(bed: &mut Bed, name: &str, load: Option<Load>) -> Shown {
     }
 }
 
+/// A curve: name, colour, value.
+type Row = (&'static str, &'static str, fn(&Second) -> f64);
+
 /// IOPS, p99 and the rate of resync over the seconds, one below the other.
 fn plot(path: &Path, title: &str, seconds: &[Second]) {
     let (width, height) = (900.0, 140.0);
@@ -234,7 +237,7 @@ fn plot(path: &Path, title: &str, seconds: &[Second]) {
         width + 60.0,
         3.0 * (height + 30.0) + 30.0
     );
-    let rows: [(&str, &str, fn(&Second) -> f64); 3] = [
+    let rows: [Row; 3] = [
         ("IOPS", "#1b6ca8", |s| s.iops),
         ("p99 ms", "#b3401f", |s| s.p99_us / 1000.0),
         ("resync MiB/s", "#2c7a3f", |s| s.resync_mib),

@@ -91,6 +91,7 @@ const TESTS: &[Test] = tests! {
     LONG resync::a_killed_source_resumes;
     LONG resync::a_killed_coordinator_resumes;
     ALWAYS resync::the_cap_holds_and_none_removes_it;
+    ALWAYS resync::a_paused_class_waits_and_settings_last;
     ALWAYS jobs::a_job_is_paused_cancelled_and_asked_for_again;
     ALWAYS jobs::a_repair_is_not_cancelled;
     ALWAYS jobs::a_volumes_redundancy_is_shown;

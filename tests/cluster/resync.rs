@@ -106,3 +106,41 @@ pub fn the_cap_holds_and_none_removes_it() {
     drop(gateway);
     dev.finish();
 }
+
+/// What operators set acts on running nodes, outlives the coordinator, and a mistake changes nothing.
+pub fn a_paused_class_waits_and_settings_last() {
+    let (dev, gateway, hash) = filled();
+    let refused = dev.try_cli(&["resync", "set", "--class", "rebalances", "--cap", "5MiB/s"]);
+    assert!(refused.stderr.contains("repair-critical, repair, drain, rebalance, scrub"), "{}", refused.stderr);
+    let refused = dev.try_cli(&["resync", "set", "--class", "drain", "--cap", "5MiB/s", "--floor", "6MiB/s"]);
+    assert!(refused.stderr.contains("above the class's cap"), "{}", refused.stderr);
+    let shown = dev.cli(&["resync", "set", "--profile", "recovery", "--cap", "none"]);
+    assert!(shown.contains("profile recovery, cap none, floor 64 MiB/s (profile)"), "{shown}");
+    dev.cli(&["resync", "set", "--class", "drain", "--weight", "9"]);
+    let shown = dev.cli(&["resync", "pause", "--class", "rebalance"]);
+    assert!(shown.contains("rebalance: cap none, floor none, weight as always, paused"), "{shown}");
+    dev.add_node();
+    wait_for("the join is planned", || {
+        let status = dev.status();
+        let planned = status["pgs"]["misplaced"].as_u64() > Some(0) && status["plan_pending"] == false;
+        planned.then_some(())
+    });
+    let before = dev.resynced_bytes();
+    dev.kill_node("coordinator");
+    dev.start_node("coordinator");
+    let shown = dev.json(&["resync", "status"]);
+    assert_eq!(shown["profile"], "recovery", "{shown}");
+    assert_eq!(
+        (&shown["classes"]["rebalance"]["paused"], &shown["classes"]["drain"]["weight"]),
+        (&true.into(), &9.into())
+    );
+    wait_for("the plan is there again", || (dev.status()["pgs"]["misplaced"].as_u64() > Some(0)).then_some(()));
+    assert_eq!(dev.status()["resync"]["active_moves"], 0);
+    assert_eq!(dev.resynced_bytes(), before, "nothing of a paused class moves");
+    dev.cli(&["resync", "resume", "--class", "rebalance"]);
+    wait_for("copies run", || (dev.resynced_bytes() > before).then_some(()));
+    dev.wait_clean();
+    assert_eq!(dev.hash("v"), hash);
+    drop(gateway);
+    dev.finish();
+}

@@ -285,10 +285,10 @@ impl Disk {
                 if self.canary == Some(Canary::IncompleteMarkForgotten) {
                     state.complete |= self.states.get(&pg).is_some_and(|old| old.complete);
                 }
-                if self.canary != Some(Canary::ConfigNotPersisted) {
-                    if let Some(older) = self.states.insert(pg, state) {
-                        self.older_states.insert(pg, older);
-                    }
+                if self.canary != Some(Canary::ConfigNotPersisted)
+                    && let Some(older) = self.states.insert(pg, state)
+                {
+                    self.older_states.insert(pg, older);
                 }
                 DiskResult::Done
             }

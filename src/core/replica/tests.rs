@@ -460,6 +460,7 @@ fn a_session_without_progress_names_what_it_waits_for() {
     assert_eq!(sent(&bed), 4, "what a session begins with (R18)");
     bed.session(2, SessionMessage::Copied { chunk: chunk(0), window: 0, bytes: 262_144 });
     assert_eq!(stalled(&bed), None);
+    bed.answer_disk();
     bed.pass(10_000);
     assert_eq!(stalled(&bed), Some((Some(chunk(0)), StallReason::Learner)));
     for window in 1..16 {
