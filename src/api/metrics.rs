@@ -13,9 +13,11 @@ use crate::core::cluster::ResyncClass;
 mod cluster;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 pub use cluster::ClusterGauges;
 pub use prometheus::IntGauge;
+pub use throttle::ThrottleMetrics;
 
 /// Kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -88,6 +90,14 @@ rows! {
         "Moves that the plan still wants, running ones included.";
     THROTTLE_RATE "evenkeel_throttle_rate_bytes_per_second" Gauge "bytes per second" ["disk"] [Node]
         "What the throttle allows resync now, by disk; 0: unlimited.";
+    THROTTLE_TARGET "evenkeel_throttle_target_seconds" Gauge "seconds" ["disk"] [Node]
+        "Foreground p99 that the throttle aims at, by disk; 0: not known yet.";
+    THROTTLE_BASELINE "evenkeel_throttle_baseline_seconds" Gauge "seconds" ["disk"] [Node]
+        "Foreground p99 without resync, as learnt, by disk; 0: not known yet.";
+    THROTTLE_P99 "evenkeel_throttle_p99_seconds" Gauge "seconds" ["disk"] [Node]
+        "Recent foreground p99 of the kind of operation that is furthest from its target, by disk; 0: none.";
+    THROTTLE_LIMITED_BY "evenkeel_throttle_limited_by" Gauge "" ["disk", "reason"] [Node]
+        "1 for what bounds resync on the disk now, 0 for the other reasons.";
     HASH_MISMATCHES "evenkeel_hash_mismatches_total" Counter "" [] [Node, Gateway]
         "Blocks whose content did not match their hash.";
     RESYNC_SENT "evenkeel_resync_sent_bytes_total" Counter "bytes" ["class"] [Node]
@@ -409,8 +419,8 @@ pub struct NodeMetrics {
     pub resync_bytes: ResyncBytes,
     /// Sessions that this node drives.
     pub active_moves: IntGauge,
-    /// By disk; see [`NodeMetrics::set_throttle_rate`].
-    throttle_rate: IntGaugeVec,
+    /// Each disk's throttle.
+    pub throttle: ThrottleMetrics,
     /// Blocks that didn't match.
     pub hash_mismatches: IntCounter,
     /// Sent for resync.
@@ -424,10 +434,6 @@ pub struct NodeMetrics {
 }
 
 impl NodeMetrics {
-    /// What the throttle allows now; 0: unlimited.
-    pub fn set_throttle_rate(&self, disk: crate::core::ids::DiskId, bytes_per_sec: u64) {
-        self.throttle_rate.with_label_values(&[&disk.to_string()]).set(int(bytes_per_sec));
-    }
     /// Prometheus text.
     pub fn text(&self) -> String {
         text(&self.registry)
@@ -526,7 +532,7 @@ impl Metrics {
             resync_bytes: ResyncBytes::new(&r, RESYNC_BYTES),
             resync_sent: ResyncBytes::new(&r, RESYNC_SENT),
             active_moves: r.gauge(ACTIVE_MOVES),
-            throttle_rate: r.gauges(THROTTLE_RATE),
+            throttle: ThrottleMetrics::new(&r),
             hash_mismatches: r.counter(HASH_MISMATCHES),
             fsyncs: FsyncMetrics::new(&r),
             space: SpaceMetrics::new(&r),

@@ -290,7 +290,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
         config.admin,
         AdminTransport::Auto,
         &identity,
-        admin_router(metrics.clone(), stats.clone(), counters.clone(), events.clone()),
+        admin_router(metrics.clone(), stats.clone(), counters.clone(), throttle.clone(), events.clone()),
     )
     .await?;
     let admin_url = admin.url();
@@ -482,7 +482,7 @@ fn load_versions(path: &Path) -> Result<BTreeMap<u32, u64>, RunNode> {
 }
 
 /// Brings gauges and totals that the engine keeps up to date.
-fn fill(metrics: &NodeMetrics, stats: &msg::Stats, counters: &engine::Counters) {
+fn fill(metrics: &NodeMetrics, stats: &msg::Stats, counters: &engine::Counters, throttle: &Throttle) {
     use std::sync::atomic::Ordering::Relaxed;
     for (class, total) in ResyncClass::ALL.into_iter().zip(&counters.resync_written) {
         metrics.resync_bytes.raise_to(class, total.load(Relaxed));
@@ -498,7 +498,8 @@ fn fill(metrics: &NodeMetrics, stats: &msg::Stats, counters: &engine::Counters) 
     metrics.hash_mismatches.inc_by(stats.hash_mismatches.saturating_sub(metrics.hash_mismatches.get()));
     for disk in &stats.disks {
         metrics.space.set(DiskId(disk.disk), disk.used_bytes, disk.capacity_bytes);
-        metrics.set_throttle_rate(DiskId(disk.disk), disk.resync_rate_bytes_per_sec);
+        let id = DiskId(disk.disk);
+        metrics.throttle.set(id, throttle.rate(id).unwrap_or(0), &throttle.decision(id));
     }
 }
 
@@ -506,12 +507,13 @@ fn admin_router(
     metrics: Arc<NodeMetrics>,
     stats: Arc<parking_lot::Mutex<msg::Stats>>,
     counters: Arc<engine::Counters>,
+    throttle: Arc<Throttle>,
     events: crossbeam_channel::Sender<Event>,
 ) -> axum::Router {
     let text = move || {
-        let (metrics, stats, counters) = (metrics.clone(), stats.clone(), counters.clone());
+        let (metrics, stats, counters, throttle) = (metrics.clone(), stats.clone(), counters.clone(), throttle.clone());
         async move {
-            fill(&metrics, &stats.lock(), &counters);
+            fill(&metrics, &stats.lock(), &counters, &throttle);
             metrics.text()
         }
     };

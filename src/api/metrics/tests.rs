@@ -22,7 +22,8 @@ fn every_daemon_shows_its_rows() {
     let (node, gateway, coordinator) = (Metrics::node(), Metrics::gateway("v"), Metrics::coordinator());
     node.foreground.done(Operation::Write, 4096, std::time::Duration::from_micros(80));
     node.space.set(DiskId(1), 1, 2);
-    node.set_throttle_rate(DiskId(1), 0);
+    let mut controller = crate::core::throttle::Controller::new(Default::default());
+    node.throttle.set(DiskId(1), 0, &controller.set_policy(Default::default()));
     coordinator.space.set(DiskId(1), 1, 2);
     node.daemon.set_certificates(1, 2);
     gateway.daemon.set_certificates(1, 2);
@@ -48,4 +49,5 @@ fn every_daemon_shows_its_rows() {
     coordinator.cluster.begin();
     assert!(!coordinator.text().contains("evenkeel_disk_primaries{"), "what is gone is not shown");
     assert!(node.text().contains("evenkeel_foreground_operations_total{kind=\"write\"} 1"));
+    assert!(node.text().contains("evenkeel_throttle_limited_by{disk=\"d1\",reason=\"nothing\"} 1"));
 }

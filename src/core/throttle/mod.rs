@@ -195,6 +195,10 @@ pub enum LimitedBy {
 }
 
 impl LimitedBy {
+    /// All.
+    pub const ALL: [LimitedBy; 5] =
+        [LimitedBy::Nothing, LimitedBy::ForegroundLatency, LimitedBy::Cap, LimitedBy::Floor, LimitedBy::Paused];
+
     /// As shown to operators.
     pub fn name(self) -> &'static str {
         match self {
