@@ -407,9 +407,9 @@ impl Replica {
             | Step::Zero { request, .. }
             | Step::Status { request }
             | Step::Root { request, .. } => self.reply(request, ClientReply::IoError),
-            Step::Window { learner, .. } => {
+            Step::Window { learner, window, .. } => {
                 let chunk = op.chunk;
-                self.window_unreadable(learner, chunk);
+                self.window_unreadable(learner, chunk, window);
             }
             _ => {}
         }

@@ -52,6 +52,13 @@ impl Pace {
         self.windows.insert((chunk, window), (now, bytes));
     }
 
+    /// It will never be sent: others take its room.
+    pub(super) fn give_up(&mut self, chunk: ChunkId, window: u32) {
+        if let Some((_, bytes)) = self.windows.remove(&(chunk, window)) {
+            self.under_way_bytes = self.under_way_bytes.saturating_sub(bytes);
+        }
+    }
+
     /// The learner has it.
     pub(super) fn end(&mut self, chunk: ChunkId, window: u32, now: Instant) {
         let Some((since, bytes)) = self.windows.remove(&(chunk, window)) else { return };
@@ -106,6 +113,19 @@ mod tests {
         assert_eq!(run(&mut pace, 20, 50), MAX_BYTES, "neither quick nor slow");
         assert_eq!(run(&mut pace, 20, 500), MIN_BYTES, "a throttle that is low");
         assert!(run(&mut pace, 200, 5) > MIN_BYTES, "and back");
+    }
+
+    /// A chunk that nobody can read must not hold up all others for ever.
+    #[test]
+    fn what_is_given_up_leaves_its_room() {
+        let mut pace = Pace::new();
+        run(&mut pace, 20, 500);
+        let bad = ChunkId { volume: VolumeId(1), index: 9 };
+        pace.begin(bad, 0, WINDOW, at(0));
+        assert!(!pace.has_room());
+        pace.give_up(bad, 0);
+        assert!(pace.has_room());
+        assert_eq!(pace.under_way_bytes(), 0);
     }
 
     #[test]

@@ -589,8 +589,9 @@ impl Replica {
 
     /// No replica has this window's blocks right: the learner can't have them either. It stays a learner, so that
     /// the damage is seen and no copy claims to be whole.
-    pub(super) fn window_unreadable(&mut self, learner: DiskId, chunk: ChunkId) {
+    pub(super) fn window_unreadable(&mut self, learner: DiskId, chunk: ChunkId, window: u32) {
         let Some(session) = self.sessions.get_mut(&learner) else { return };
+        session.pace.give_up(chunk, window);
         let Some(active) = session.active.get_mut(&chunk) else { return };
         active.reading = active.reading.saturating_sub(1);
         // Once, however many windows: it stands for the answer that never comes.
