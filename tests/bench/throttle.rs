@@ -321,7 +321,7 @@ fn main() {
         }
         let mut all = Vec::new();
         for run in 0..runs {
-            bed.run(&["resync", "set", "--cap", "none", "--target-inflation", "2.0", "--floor", "8MiB/s"]);
+            bed.run(&["resync", "set", "--cap", "none", "--profile", "balanced"]);
             if !set.is_empty() {
                 let args: Vec<&str> = ["resync", "set"].into_iter().chain(set.iter().copied()).collect();
                 bed.run(&args);
