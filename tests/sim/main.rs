@@ -30,7 +30,7 @@ use world::{Coverage, Options, World};
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 300;
 /// A canary must be caught within so many seeds.
-const CANARY_SEEDS: u64 = 1500;
+const CANARY_SEEDS: u64 = 4000;
 /// One that needs a rare coincidence is given up after so many.
 const RARE_SEEDS: u64 = 500;
 
