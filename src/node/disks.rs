@@ -21,7 +21,7 @@ use crate::core::ids::{BootId, ChunkId, DiskId, Generation, PgId};
 use crate::core::replica::{ChunkLeaves, DiskOp, DiskResult, Operation, PgState, Replica, TableEntry, Token};
 use crate::core::units::BLOCK_BYTES;
 use crate::disk::{Disk, PgRecord, PutPg, ReadChunk, WriteChunk, WriteOp};
-use crate::wire::replica::StoredPg;
+use crate::wire::stored::StoredPg;
 
 use super::queue::Queue;
 

@@ -20,7 +20,7 @@ use crate::net::quic::{Endpoint, Link};
 use crate::net::tls::Expect;
 use crate::net::tuning::{LinkClass, Tuning};
 use crate::wire::frame::Frame;
-use crate::wire::replica::{LeaseEntry, LeaseGrant, LeaseRequest, lease_kind};
+use crate::wire::leases::{LeaseEntry, LeaseGrant, LeaseRequest, lease_kind};
 
 /// How long a grant lasts.
 pub const LEASE: Duration = Duration::from_millis(600);

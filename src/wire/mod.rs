@@ -7,5 +7,7 @@
 pub mod client;
 pub mod control;
 pub mod frame;
+pub mod leases;
 pub mod map;
 pub mod replica;
+pub mod stored;

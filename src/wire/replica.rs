@@ -133,7 +133,7 @@ struct Meta {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Range {
+pub(super) struct Range {
     #[prost(uint64, tag = "1")]
     volume: u64,
     #[prost(uint32, tag = "2")]
@@ -145,23 +145,23 @@ struct Range {
 }
 
 impl Range {
-    fn of((chunk, first, count): &(ChunkId, u32, u32)) -> Self {
+    pub(super) fn of((chunk, first, count): &(ChunkId, u32, u32)) -> Self {
         Range { volume: chunk.volume.0, chunk: chunk.index, first: *first, count: *count }
     }
 
     /// `None` if it isn't within a chunk.
-    fn checked(&self) -> Option<(ChunkId, u32, u32)> {
+    pub(super) fn checked(&self) -> Option<(ChunkId, u32, u32)> {
         let within = self.count > 0 && u64::from(self.first) + u64::from(self.count) <= BLOCKS_PER_CHUNK as u64;
         within.then_some((ChunkId { volume: VolumeId(self.volume), index: self.chunk }, self.first, self.count))
     }
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Fence {
+pub(super) struct Fence {
     #[prost(uint64, tag = "1")]
-    volume: u64,
+    pub volume: u64,
     #[prost(uint64, tag = "2")]
-    incarnation: u64,
+    pub incarnation: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -562,254 +562,6 @@ pub struct PeerHello {
     pub session: u64,
 }
 
-/// Stored in a disk's PG table (R21).
-#[derive(Clone, PartialEq, Message)]
-pub struct StoredPg {
-    /// Configuration.
-    #[prost(message, optional, tag = "1")]
-    pub config: Option<map::PgConfig>,
-    #[prost(message, repeated, tag = "2")]
-    fences: Vec<Fence>,
-    /// See [`crate::core::replica::PgState::last_sequence`].
-    #[prost(uint64, tag = "3")]
-    pub last_sequence: u64,
-    #[prost(message, repeated, tag = "4")]
-    uncommitted: Vec<Range>,
-    /// Records of the volumes that use the PG, so that the map can be rebuilt.
-    #[prost(message, repeated, tag = "5")]
-    pub volumes: Vec<map::Volume>,
-    /// See [`crate::core::replica::PgState::unsure_all`].
-    #[prost(bool, tag = "6")]
-    pub unsure_all: bool,
-}
-
-impl StoredPg {
-    /// The stored form of a replica's state.
-    pub fn new(state: &crate::core::replica::PgState) -> Self {
-        StoredPg {
-            config: Some((&state.config).into()),
-            fences: state.fences.iter().map(|(v, i)| Fence { volume: v.0, incarnation: *i }).collect(),
-            last_sequence: state.last_sequence,
-            uncommitted: state.uncommitted.iter().map(Range::of).collect(),
-            volumes: Vec::new(),
-            unsure_all: state.unsure_all,
-        }
-    }
-
-    /// The replica's state; `None` if the record has no configuration that can be taken.
-    pub fn into_state(self, complete: bool) -> Option<crate::core::replica::PgState> {
-        Some(crate::core::replica::PgState {
-            config: self.config?.try_into().ok()?,
-            complete,
-            fences: self.fences.iter().map(|f| (VolumeId(f.volume), f.incarnation)).collect(),
-            last_sequence: self.last_sequence,
-            uncommitted: self.uncommitted.iter().filter_map(Range::checked).collect(),
-            unsure_all: self.unsure_all,
-        })
-    }
-}
-
-/// A lease renewal: the sender is primary of these PGs at these generations, and the receiver's disk a member (R7).
-#[derive(Clone, PartialEq, Message)]
-pub struct LeaseRequest {
-    /// Counts up; echoed.
-    #[prost(uint64, tag = "1")]
-    pub n: u64,
-    /// What the leases are for.
-    #[prost(message, repeated, tag = "2")]
-    pub entries: Vec<LeaseEntry>,
-}
-
-/// One PG in a [`LeaseRequest`] or [`LeaseGrant`].
-#[derive(Clone, Copy, PartialEq, Message)]
-pub struct LeaseEntry {
-    /// PgId.
-    #[prost(uint64, tag = "1")]
-    pub pg: u64,
-    /// Generation.
-    #[prost(uint32, tag = "2")]
-    pub epoch: u32,
-    /// Generation.
-    #[prost(uint64, tag = "3")]
-    pub n: u64,
-    /// The granting member's DiskId.
-    #[prost(uint32, tag = "4")]
-    pub member: u32,
-    /// The primary's DiskId.
-    #[prost(uint32, tag = "5")]
-    pub primary: u32,
-}
-
-/// What of a [`LeaseRequest`] is granted, for the lease time from the moment at which it was sent.
-#[derive(Clone, PartialEq, Message)]
-pub struct LeaseGrant {
-    /// Echo.
-    #[prost(uint64, tag = "1")]
-    pub n: u64,
-    /// Granted.
-    #[prost(message, repeated, tag = "2")]
-    pub entries: Vec<LeaseEntry>,
-}
-
-/// Frame kinds on Lease links.
-pub mod lease_kind {
-    /// [`super::LeaseRequest`]
-    pub const REQUEST: u16 = 0x0401;
-    /// [`super::LeaseGrant`]
-    pub const GRANT: u16 = 0x0402;
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::cluster::{PgConfig, Replica};
-    use crate::core::ids::{BootId, PoolId};
-
-    const CHUNK: ChunkId = ChunkId { volume: VolumeId(7), index: 3 };
-    const G: Generation = Generation { epoch: 1, n: 9 };
-
-    fn address() -> Address {
-        Address { pg: PgId { pool: PoolId(1), index: 2 }, to: DiskId(4), from: DiskId(5) }
-    }
-
-    fn write() -> Operation {
-        let data = vec![7; 8192];
-        let leaves = Arc::new(hashtree::leaves_of(5, &data));
-        Operation::Write { chunk: CHUNK, first_block: 5, leaves, data: data.into() }
-    }
-
-    fn config() -> PgConfig {
-        PgConfig {
-            pg: address().pg,
-            generation: G,
-            durability_epoch: 2,
-            members: vec![Replica { disk: DiskId(4), boot: BootId(1) }],
-            learners: vec![],
-            last_proposal: 0,
-            forced: true,
-            members_min: 0,
-        }
-    }
-
-    fn messages() -> Vec<PeerMessage> {
-        let config = config();
-        let s = PeerMessage::Session;
-        let data: Bytes = vec![9; 4096].into();
-        let leaf = hashtree::leaf(64, &data);
-        vec![
-            PeerMessage::NewConfig { config: config.clone() },
-            PeerMessage::ConfigAccepted {
-                generation: G,
-                last_sequence: 8,
-                uncommitted: vec![(CHUNK, 1, 2)],
-                fences: vec![(VolumeId(7), 3)],
-            },
-            PeerMessage::ConfigRefused { generation: G },
-            PeerMessage::Activate { generation: G, base_sequence: 3 },
-            PeerMessage::Yield { generation: G },
-            PeerMessage::Prepare { generation: G, chunk: CHUNK },
-            PeerMessage::Prepared { generation: G, chunk: CHUNK, ok: true },
-            PeerMessage::Replicate { generation: G, sequence: 4, committed: 3, durable: true, op: write() },
-            PeerMessage::Replicate {
-                generation: G,
-                sequence: 5,
-                committed: 3,
-                durable: false,
-                op: Operation::Zero { chunk: CHUNK, first_block: 0, count: 1024 },
-            },
-            PeerMessage::Applied { generation: G, sequence: 4 },
-            PeerMessage::Rejected { generation: G, gap: true },
-            PeerMessage::Flush { generation: G, id: 1, mark: 4 },
-            PeerMessage::Flushed { generation: G, id: 1 },
-            PeerMessage::Fetch { generation: G, id: 1, chunk: CHUNK, first_block: 1, count: 2 },
-            PeerMessage::Fetched { generation: G, id: 1, leaves: Arc::new(vec![leaf]), data: data.clone() },
-            s(SessionMessage::Open { config }),
-            s(SessionMessage::Table {
-                entries: vec![TableEntry {
-                    chunk: CHUNK,
-                    generation: G,
-                    sequence: 1,
-                    root: Some([3; 32]),
-                    unsure: true,
-                }],
-                last: true,
-            }),
-            s(SessionMessage::Drop { chunk: CHUNK }),
-            s(SessionMessage::Compare { chunk: CHUNK, windows: vec![[1; 32]; 16] }),
-            s(SessionMessage::Compare { chunk: CHUNK, windows: vec![] }),
-            s(SessionMessage::Differs { chunk: CHUNK, windows: 0x8001 }),
-            s(SessionMessage::CompareWindow { chunk: CHUNK, window: 3, groups: vec![[2; 32]; 16] }),
-            s(SessionMessage::WindowDiffers { chunk: CHUNK, window: 3, groups: 5 }),
-            s(SessionMessage::CompareBlocks { chunk: CHUNK, window: 3, groups: 5, leaves: vec![[2; 32]; 8] }),
-            s(SessionMessage::BlocksDiffer { chunk: CHUNK, window: 3, blocks: 1 << 63 }),
-            s(SessionMessage::Copy { chunk: CHUNK, window: 1, blocks: 0b11, leaves: vec![leaf, hashtree::HOLE], data }),
-            s(SessionMessage::Copied { chunk: CHUNK, window: 1, bytes: 4096 }),
-            s(SessionMessage::ChunkDone { chunk: CHUNK, generation: G, sequence: 4 }),
-            s(SessionMessage::Forward { generation: G, sequence: 4, committed: 3, durable: false, op: write() }),
-            s(SessionMessage::Forwarded { sequence: 4 }),
-            s(SessionMessage::Finish { sequence: 9, uncommitted: vec![(CHUNK, 1, 2)] }),
-            s(SessionMessage::Finished),
-        ]
-    }
-
-    /// A record that a disk can't store would cost the PG its replica there.
-    #[test]
-    fn the_longest_record_has_room_on_a_disk() {
-        use crate::core::replica::{PgState, RECORD_RANGES_MAX};
-        let chunk = |i: usize| ChunkId { volume: VolumeId(1 << 34), index: u32::MAX - i as u32 };
-        let state = PgState {
-            config: config(),
-            complete: true,
-            fences: (0..200).map(|v| (VolumeId((1 << 34) + v), 1 << 34)).collect(),
-            last_sequence: u64::MAX,
-            uncommitted: (0..RECORD_RANGES_MAX).map(|i| (chunk(i), 700, 300)).collect(),
-            unsure_all: true,
-        };
-        let record = StoredPg::new(&state);
-        let bytes = record.encode_to_vec();
-        assert!(bytes.len() <= 30 << 10, "{} bytes", bytes.len());
-        let read = StoredPg::decode(bytes.as_slice()).unwrap().into_state(true).unwrap();
-        assert_eq!(read, state);
-    }
-
-    #[test]
-    fn every_message_comes_back_as_it_went() {
-        for message in messages() {
-            let frame = encode(address(), &message);
-            assert_eq!(decode(&frame), Ok((address(), message)));
-        }
-    }
-
-    #[test]
-    fn a_changed_block_is_refused() {
-        let message = PeerMessage::Replicate { generation: G, sequence: 4, committed: 3, durable: true, op: write() };
-        let mut frame = encode(address(), &message);
-        let mut payload = frame.payload.to_vec();
-        *payload.last_mut().unwrap() ^= 1;
-        frame.payload = payload.into();
-        assert_eq!(decode(&frame), Err(DecodePeer::Mismatch { chunk: CHUNK, block: 6 }));
-    }
-
-    #[test]
-    fn truncated_payloads_and_unknown_kinds_are_refused() {
-        for message in messages() {
-            let mut frame = encode(address(), &message);
-            if !frame.payload.is_empty() {
-                frame.payload.truncate(frame.payload.len() - 1);
-                assert!(decode(&frame).is_err(), "{message:?}");
-            }
-        }
-        let unknown = Frame::new(0x02ff, Bytes::new());
-        assert_eq!(decode(&unknown), Err(DecodePeer::UnknownKind(0x02ff)));
-    }
-
-    /// The bytes on the wire: a change here is a change of the protocol.
-    #[test]
-    fn golden_bytes() {
-        let frame = encode(address(), &PeerMessage::Applied { generation: G, sequence: 300 });
-        assert_eq!(frame.kind, 0x0209);
-        assert_eq!(hex::encode(&frame.meta), "088280808010100418052001280930ac02");
-        let frame = encode(address(), &PeerMessage::Prepare { generation: G, chunk: CHUNK });
-        assert_eq!(hex::encode(&frame.meta), "0882808080101004180520012809400748".to_owned() + "03");
-    }
-}
+#[path = "replica_tests.rs"]
+mod tests;

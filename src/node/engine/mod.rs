@@ -32,7 +32,8 @@ use crate::core::units::{CHUNK_BYTES, Instant};
 use crate::net::outbox::Outbox;
 use crate::wire::client::encode_reply;
 use crate::wire::control as msg;
-use crate::wire::replica::{Address, LeaseEntry, encode};
+use crate::wire::leases::LeaseEntry;
+use crate::wire::replica::{Address, encode};
 
 /// Replicas that wait for time are ticked this often.
 const TICK: Duration = Duration::from_millis(5);
