@@ -4,50 +4,35 @@
 //! One node is drained and taken back in turns: each turn moves the same data. Load generator, gateway and all nodes share
 //! the machine's cores, so what is compared are ratios within one run. Latency is fio's, from issue to completion.
 
+#[allow(dead_code, reason = "shared with the tests, which use the rest")]
+#[path = "../cluster/dev.rs"]
+mod dev;
+#[allow(dead_code, reason = "shared with the tests, which use the rest")]
+#[path = "../cluster/nbd.rs"]
+mod nbd;
+#[allow(dead_code, reason = "shared with the tests, which use the rest")]
+#[path = "../cluster/net.rs"]
+mod net;
+#[allow(dead_code, reason = "shared with the tests, which use the rest")]
+#[path = "../cluster/tools.rs"]
+mod tools;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
+use dev::{Daemon, Dev, Gateway, New};
+use tools::{hold, run_ok, wait_for};
 
-const EVENKEEL: &str = env!("CARGO_BIN_EXE_evenkeel");
 const VOLUME_BYTES: u64 = 4 << 30;
 const MIB: f64 = 1_048_576.0;
 /// A case that moves nothing more by then is reported as it stands.
 const CASE_MAX: Duration = Duration::from_secs(180);
 /// The load runs alone for so long before the data moves: its quiet figures, and the throttle's baseline.
-const QUIET: Duration = Duration::from_secs(6);
-
-/// A child that doesn't outlive the bench.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let term = Command::new("kill").arg(self.0.id().to_string()).status();
-        if term.is_err() {
-            let _ = self.0.kill();
-        }
-        let _ = self.0.wait();
-    }
-}
-
-fn spawn(command: &mut Command) -> Running {
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    Running(child.unwrap_or_else(|e| panic!("{command:?} can't be run ({e}): tests/run installs what it needs")))
-}
-
-fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let until = Instant::now() + limit;
-    while !done() {
-        if Instant::now() >= until {
-            println!("(waited {} s for {what})", limit.as_secs());
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    true
-}
+const QUIET_SECONDS: u64 = 6;
+/// A point of the curve of resync.
+const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
@@ -55,30 +40,18 @@ fn unix_ms() -> u64 {
 
 /// The cluster, its gateway, and the directory for fio's logs.
 struct Bed {
-    cluster: PathBuf,
-    uri: String,
-    logs: PathBuf,
+    dev: Dev,
+    gateway: Gateway,
     drained: bool,
 }
 
 impl Bed {
-    fn run(&self, args: &[&str]) -> Vec<u8> {
-        let output =
-            Command::new(EVENKEEL).env("EVENKEEL_CLUSTER", &self.cluster).args(args).output().expect("evenkeel runs");
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        output.stdout
-    }
-
-    fn status(&self) -> Value {
-        serde_json::from_slice(&self.run(&["status", "-o", "json"])).expect("JSON")
-    }
-
     fn bytes_done(&self) -> f64 {
-        self.status()["resync"]["bytes_done"].as_f64().unwrap_or(0.0)
+        self.dev.resynced_bytes() as f64
     }
 
     fn is_clean(&self) -> bool {
-        let status = self.status();
+        let status = self.dev.status();
         let pgs = &status["pgs"];
         pgs["misplaced"] == 0
             && pgs["degraded"] == 0
@@ -90,34 +63,26 @@ impl Bed {
     fn turn(&mut self) {
         self.drained = !self.drained;
         let verb = if self.drained { "drain" } else { "undrain" };
-        self.run(&["node", verb, "n4"]);
+        self.dev.cli(&["node", verb, "n4"]);
     }
 
-    fn fio(&self, name: &str, load: &Load, seconds: u64) -> Running {
+    fn fio(&self, name: &str, load: &Load, seconds: u64) -> Daemon {
         let mut fio = Command::new("fio");
-        fio.args([
-            "--name=guest",
-            "--ioengine=nbd",
-            "--time_based",
-            "--randseed=7",
-            "--rw=randrw",
-            "--rwmixread=70",
-            "--bs=4k",
-        ])
-        .args(["--log_unix_epoch=1", "--iodepth=8"])
-        .arg(format!("--uri={}", self.uri))
-        .args([format!("--runtime={seconds}"), format!("--size={VOLUME_BYTES}")])
-        .arg(format!("--write_lat_log={}", self.logs.join(name).display()));
+        fio.args(["--name=guest", "--ioengine=nbd", "--time_based", "--randseed=7", "--rw=randrw", "--rwmixread=70"])
+            .args(["--bs=4k", "--log_unix_epoch=1", "--iodepth=8"])
+            .arg(format!("--uri={}", self.gateway.uri()))
+            .args([format!("--runtime={seconds}"), format!("--size={VOLUME_BYTES}")])
+            .arg(format!("--write_lat_log={}", self.dev.path(name).display()));
         if let Some(iops) = load.iops {
             let (reads, writes) = ((iops * 0.7) as u64, (iops * 0.3) as u64);
             fio.args([format!("--rate_iops={reads},{writes}"), "--rate_process=poisson".into()]);
         }
-        spawn(&mut fio)
+        Daemon::spawn(&mut fio, &self.dev.path(&format!("{name}.out")))
     }
 
     /// Latencies in microseconds by the second of the Unix clock (1,000 ms from `from_ms`).
     fn latencies(&self, name: &str, from_ms: u64) -> Vec<Vec<f64>> {
-        let path = self.logs.join(format!("{name}_lat.1.log"));
+        let path = self.dev.path(&format!("{name}_lat.1.log"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("fio's log {}: {e}", path.display()));
         let mut seconds: Vec<Vec<f64>> = Vec::new();
         for line in text.lines() {
@@ -130,7 +95,7 @@ impl Bed {
             seconds[second].push(ns as f64 / 1000.0);
         }
         for name in ["lat", "clat", "slat"].map(|kind| format!("{name}_{kind}.1.log")) {
-            let _ = std::fs::remove_file(self.logs.join(name));
+            let _ = std::fs::remove_file(self.dev.path(&name));
         }
         seconds
     }
@@ -169,18 +134,18 @@ fn percentile(values: &mut [f64], q: f64) -> f64 {
 
 /// Runs the load, then moves data beside it until the cluster is clean.
 fn case(bed: &mut Bed, name: &str, load: Option<Load>) -> Shown {
-    assert!(wait_for("a clean cluster", CASE_MAX, || bed.is_clean()), "the cluster doesn't come to rest");
+    wait_for("the cluster comes to rest", || bed.is_clean().then_some(()));
     let begun_ms = unix_ms();
     let fio = load.map(|load| bed.fio(name, &load, 2 * CASE_MAX.as_secs()));
-    std::thread::sleep(QUIET);
+    hold(QUIET_SECONDS);
     let before = bed.bytes_done();
     bed.turn();
-    wait_for("the first byte", Duration::from_secs(60), || bed.bytes_done() > before);
+    wait_for("the first byte", || (bed.bytes_done() > before).then_some(()));
     let (started, started_ms, first) = (Instant::now(), unix_ms(), bed.bytes_done());
     let mut samples = vec![(started_ms, first)];
     let mut last_moved = started;
     loop {
-        std::thread::sleep(Duration::from_millis(250));
+        std::thread::sleep(SAMPLE_EVERY);
         let done = bed.bytes_done();
         if samples.last().is_some_and(|s| s.1 < done) {
             last_moved = Instant::now();
@@ -192,6 +157,7 @@ fn case(bed: &mut Bed, name: &str, load: Option<Load>) -> Shown {
     }
     let took_s = last_moved.duration_since(started).as_secs_f64().max(0.25);
     let moved = samples.last().map_or(0.0, |s| s.1) - first;
+    // It ends by the signal, and writes its log.
     drop(fio);
     let seconds_of = |ms: u64| ((ms - begun_ms) / 1000) as usize;
     let mut latencies = if load.is_some() { bed.latencies(name, begun_ms) } else { Vec::new() };
@@ -265,34 +231,21 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let runs: usize = args.iter().find_map(|a| a.parse().ok()).unwrap_or(3);
     let only: Vec<&String> = args.iter().filter(|a| !a.starts_with('-') && a.parse::<usize>().is_err()).collect();
-    let temp = tempfile::tempdir().expect("a temporary directory");
     let plots = PathBuf::from("target/throttle");
     std::fs::create_dir_all(&plots).expect("a folder for the plots");
-    let dir = temp.path().join("cluster");
-    let dev = spawn(Command::new(EVENKEEL).args(["dev", "--nodes", "4", "--disk-size", "16GiB", "--dir"]).arg(&dir));
-    let cluster = dir.join("cluster.json");
-    assert!(wait_for("the cluster", CASE_MAX, || cluster.exists()));
-    let socket = temp.path().join("evenkeel.sock");
-    let uri = format!("nbd+unix:///bench?socket={}", socket.display());
-    let mut bed = Bed { cluster: cluster.clone(), uri, logs: temp.path().to_owned(), drained: false };
-    bed.run(&["volume", "create", "bench", "--size", &VOLUME_BYTES.to_string()]);
-    let mut gateway = Command::new(EVENKEEL);
-    gateway.env("EVENKEEL_CLUSTER", &cluster).args(["gateway", "--volume", "bench", "--socket"]).arg(&socket);
-    let gateway = spawn(&mut gateway);
-    assert!(wait_for("the gateway", CASE_MAX, || socket.exists()));
-    let fill = Command::new("fio")
-        .args(["--name=fill", "--ioengine=nbd", "--rw=write", "--bs=1m", "--iodepth=4", "--end_fsync=1"])
-        .args([format!("--uri={}", bed.uri), format!("--size={VOLUME_BYTES}")])
-        .output()
-        .expect("fio can't be run: install fio");
-    assert!(fill.status.success(), "the fill failed: {}", String::from_utf8_lossy(&fill.stderr));
+    let mut dev = Dev::start_with(New { nodes: 4, disk_size: "16GiB", ..New::default() });
+    dev.create_volume("bench", &VOLUME_BYTES.to_string());
+    let gateway = dev.gateway("bench");
+    let mut bed = Bed { dev, gateway, drained: false };
+    run_ok(
+        Command::new("fio")
+            .args(["--name=fill", "--ioengine=nbd", "--rw=write", "--bs=1m", "--iodepth=4", "--end_fsync=1"])
+            .args([format!("--uri={}", bed.gateway.uri()), format!("--size={VOLUME_BYTES}")]),
+    );
 
     // What the guest can do alone, and resync alone.
     let from_ms = unix_ms();
-    {
-        let _fio = bed.fio("alone", &Load { iops: None }, 8);
-        std::thread::sleep(Duration::from_secs(9));
-    }
+    bed.fio("alone", &Load { iops: None }, 8).wait();
     let alone = bed.latencies("alone", from_ms);
     let full: f64 = median(alone.iter().skip(2).take(5).map(|s| s.len() as f64).collect());
     let share = Load { iops: Some(0.4 * full) };
@@ -321,10 +274,10 @@ fn main() {
         }
         let mut all = Vec::new();
         for run in 0..runs {
-            bed.run(&["resync", "set", "--cap", "none", "--profile", "balanced"]);
+            bed.dev.cli(&["resync", "set", "--cap", "none", "--profile", "balanced"]);
             if !set.is_empty() {
                 let args: Vec<&str> = ["resync", "set"].into_iter().chain(set.iter().copied()).collect();
-                bed.run(&args);
+                bed.dev.cli(&args);
             }
             let file = format!("{}-{run}", name.replace([' ', '%', ','], "-").replace("--", "-"));
             let shown = case(&mut bed, &file, Some(load));
@@ -344,6 +297,7 @@ fn main() {
             of(&|s| s.took_s),
         );
     }
+    let Bed { dev, gateway, .. } = bed;
     drop(gateway);
-    drop(dev);
+    dev.finish();
 }
