@@ -77,12 +77,22 @@ impl Engine {
 
     /// Tells the throttle what is under way and what copies have left, and runs its controllers.
     pub(super) fn tick_throttle(&mut self) {
-        for id in self.parts.disks.keys() {
-            let depth = self.requests.values().filter(|r| r.measured && r.disk == *id).count();
-            self.parts.throttle.set_queue_depth(*id, depth as u32);
-            let of_disk = self.replicas.iter().filter(|(key, _)| key.0 == *id);
-            let left = of_disk.flat_map(|(_, r)| r.sessions()).map(|s| s.chunks_total.saturating_sub(s.chunks_done));
-            self.parts.throttle.set_backlog(*id, left.sum::<u64>().saturating_mul(CHUNK_BYTES));
+        // One pass over each, however many disks there are: this is the thread that carries IO.
+        let mut disks: HashMap<DiskId, (u32, u64)> = self.parts.disks.keys().map(|id| (*id, (0, 0))).collect();
+        for request in self.requests.values().filter(|r| r.measured) {
+            if let Some((depth, _)) = disks.get_mut(&request.disk) {
+                *depth += 1;
+            }
+        }
+        for ((disk, _), replica) in self.replicas.iter().filter(|(_, r)| r.is_primary()) {
+            let left: u64 = replica.sessions().map(|s| s.chunks_total.saturating_sub(s.chunks_done)).sum();
+            if let Some((_, chunks)) = disks.get_mut(disk) {
+                *chunks = chunks.saturating_add(left);
+            }
+        }
+        for (id, (depth, chunks)) in disks {
+            self.parts.throttle.set_queue_depth(id, depth);
+            self.parts.throttle.set_backlog(id, chunks.saturating_mul(CHUNK_BYTES));
         }
         self.parts.throttle.tick();
     }
