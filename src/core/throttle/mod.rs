@@ -109,6 +109,9 @@ const SETTLE_TICKS: u32 = 3;
 const HEADROOM_OPERATIONS_MIN: f64 = 10.0;
 /// Below this no latency target makes sense: timers and scheduling are as large.
 const TARGET_US_MIN: f64 = 100.0;
+/// A member's part of a write is held to no less than this: guests wait for the whole write, which its primary measures and
+/// holds to their target; a part that grows from 100 to 300 µs is nothing to them, and would stop a copy to a new disk.
+const APPLY_TARGET_US_MIN: f64 = 5_000.0;
 /// An inflation below this would take the baseline's own noise for resync's effect.
 const INFLATION_MIN: f64 = 1.05;
 /// The constant part of an increase, per tick: one window a second, ten times in a second.
@@ -593,7 +596,7 @@ impl Controller {
             Some(us) => us as f64,
             None => self.quiet.p99_us(kind)? * inflation,
         };
-        Some(target.max(TARGET_US_MIN))
+        Some(target.max(if kind == Kind::Apply { APPLY_TARGET_US_MIN } else { TARGET_US_MIN }))
     }
 
     fn decision(&mut self) -> Decision {

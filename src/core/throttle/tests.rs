@@ -76,6 +76,28 @@ fn an_explicit_target_needs_no_baseline() {
     assert!(d.and_then(|d| d.rate_bytes_per_sec).is_some_and(|r| r > 8 * MIB), "{d:?}");
 }
 
+/// What the demo showed: a new disk whose parts of writes took 300 µs in place of 100 kept its copies at the floor.
+#[test]
+fn a_members_part_of_a_write_may_grow_as_long_as_guests_do_not_feel_it() {
+    let apply = |latency_us: u64, resync_bytes: u64| {
+        let mut latencies = Latencies::default();
+        latencies.add_bucket(Kind::Apply, Histogram::bucket(latency_us), 200);
+        Sample { latencies, ..sample(0, 0, resync_bytes) }
+    };
+    let mut c = Controller::new(Policy::default());
+    for _ in 0..20 {
+        c.handle_sample(&apply(100, 0));
+    }
+    let step = |c: &mut Controller, us: u64| {
+        let rate = c.decision().rate_bytes_per_sec.unwrap_or(1 << 30);
+        c.handle_sample(&apply(us, rate / 10)).rate_bytes_per_sec
+    };
+    let quick = (0..30).map(|_| step(&mut c, 300)).last().flatten();
+    assert!(quick.is_some_and(|rate| rate > 40 * MIB), "{quick:?}");
+    let slow = (0..30).map(|_| step(&mut c, 20_000)).last().flatten();
+    assert!(slow.is_some_and(|slow| quick.is_some_and(|quick| slow < quick / 10)), "a disk that is overrun: {slow:?}");
+}
+
 #[test]
 fn an_unused_allowance_is_not_raised() {
     let mut c = busy(Policy::default());
