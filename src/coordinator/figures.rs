@@ -3,7 +3,7 @@
 //!
 //! Bounds: rows by node, disk, state, class and reason; volumes one by one up to [`VOLUMES_SHOWN`]. Nothing by PG or chunk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::owner::{Owner, PeerRole};
@@ -11,7 +11,6 @@ use super::survey::Survey;
 use crate::api::metrics as rows;
 use crate::api::types::{ResyncStatus, ScrapeTarget, SessionInfo};
 use crate::core::cluster::{NodeAdminState, ResyncClass, Volume};
-use crate::core::ids::DiskId;
 use crate::core::manager::decide::{PgState, state_of};
 use crate::core::manager::runtime::Life;
 
@@ -167,11 +166,14 @@ impl Owner {
         for (bound, seconds) in eta(&status) {
             m.cluster.set(rows::RESYNC_ETA, &[bound], seconds);
         }
-        let running: BTreeSet<(&str, DiskId)> = sessions.iter().map(|s| (s.pg.as_str(), s.to)).collect();
+        let waiting = self.waiting(sessions);
         for class in ResyncClass::ALL {
-            let (active, waiting, left) = self.moves_of(class, sessions, &running);
-            m.cluster.set(rows::RESYNC_MOVES, &[class.name(), "active"], active as f64);
-            m.cluster.set(rows::RESYNC_MOVES, &[class.name(), "waiting"], waiting as f64);
+            let active = sessions.iter().filter(|s| s.class == class);
+            let waiting = waiting.iter().filter(|m| m.class == class);
+            let left: u64 = active.clone().map(|s| s.bytes_total.saturating_sub(s.bytes_done)).sum();
+            let left = left.saturating_add(waiting.clone().map(|m| m.bytes).sum());
+            m.cluster.set(rows::RESYNC_MOVES, &[class.name(), "active"], active.count() as f64);
+            m.cluster.set(rows::RESYNC_MOVES, &[class.name(), "waiting"], waiting.count() as f64);
             m.cluster.set(rows::RESYNC_LEFT, &[class.name()], left as f64);
         }
         let limit = |s: &SessionInfo| LIMITS.iter().position(|l| *l == s.limited_by).unwrap_or(LIMITS.len() - 1);
@@ -180,21 +182,6 @@ impl Owner {
         for (reason, count) in LIMITS.iter().zip(limits) {
             m.cluster.set(rows::RESYNC_LIMITED_BY, &[reason], f64::from(count));
         }
-    }
-
-    /// Copies of a class that run, that wait, and bytes left of both.
-    fn moves_of(
-        &self,
-        class: ResyncClass,
-        sessions: &[SessionInfo],
-        running: &BTreeSet<(&str, DiskId)>,
-    ) -> (usize, usize, u64) {
-        let of: Vec<&SessionInfo> = sessions.iter().filter(|s| s.class == class).collect();
-        let left: u64 = of.iter().map(|s| s.bytes_total.saturating_sub(s.bytes_done)).sum();
-        let moves = self.manager.planning.job.moves.iter().filter(|m| m.class == class);
-        let waiting: Vec<u64> =
-            moves.filter(|m| !running.contains(&(m.pg.to_string().as_str(), m.to))).map(|m| m.bytes).collect();
-        (of.len(), waiting.len(), left.saturating_add(waiting.iter().sum()))
     }
 
     /// Every daemon that serves metrics, for Prometheus' HTTP service discovery.

@@ -60,6 +60,11 @@ fn change_class(r: &mut ResyncSettings, name: &str, request: &ResyncSet) -> Resu
         let text = "profile and latency target hold for all classes: a class has a cap, a floor and a weight";
         return Err(CallFailed::new(400, text));
     }
+    let says_nothing = request.cap.is_none() && request.floor.is_none() && request.weight.is_none();
+    if says_nothing && request.paused.is_none() {
+        let text = format!("nothing was asked for class {name}: give a cap, a floor or a weight with it");
+        return Err(CallFailed::new(400, text));
+    }
     let own = r.classes.entry(class).or_default();
     match request.cap.as_deref() {
         Some("none") => own.cap_bytes_per_sec = None,
@@ -159,6 +164,7 @@ mod tests {
         assert!(bad(set(None, None, Some("-3MiB/s"))).contains("floor"));
         assert!(bad(set(Some("repair"), Some("5 parsecs"), None)).contains("cap"));
         assert!(bad(ResyncSet { weight: Some(4), ..ResyncSet::default() }).contains("--class"));
+        assert!(bad(set(Some("repair"), None, None)).contains("nothing was asked"));
         let both = ResyncSet { target_inflation: Some(2.0), ..set(Some("drain"), None, None) };
         assert!(bad(both).contains("hold for all classes"));
     }

@@ -246,6 +246,12 @@ impl Owner {
         if map.settings.resync.paused {
             warnings.push("Resync is paused: `evenkeel resync resume` lets it go on.".to_owned());
         }
+        for (class, _) in map.settings.resync.classes.iter().filter(|(_, own)| own.paused) {
+            let name = class.name();
+            warnings.push(format!(
+                "Resync of class {name} is paused: `evenkeel resync resume --class {name}` lets it go on."
+            ));
+        }
         let health = if !errors.is_empty() {
             "error"
         } else if !warnings.is_empty() {
@@ -347,10 +353,11 @@ impl Owner {
         let most = limits.into_iter().max_by_key(|(_, n)| *n).map(|(l, _)| l);
         let limited_by = match most {
             _ if map.settings.resync.paused => "paused",
-            None if self.manager.planning.job.paused && !waiting.is_empty() => "paused",
             Some(l) => l,
-            None if !waiting.is_empty() => "slots",
-            None => "nothing",
+            None if waiting.is_empty() => "nothing",
+            None if self.manager.planning.job.paused => "paused",
+            None if waiting.iter().all(|m| map.settings.resync.is_paused(m.class)) => "paused",
+            None => "slots",
         };
         ResyncStatus {
             active_moves: sessions.len() as u64,

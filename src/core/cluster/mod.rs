@@ -277,6 +277,11 @@ impl ResyncClass {
         ResyncClass::Scrub,
     ];
 
+    /// It restores a copy that is missing; others move or verify what is there.
+    pub fn is_repair(self) -> bool {
+        self <= ResyncClass::Repair
+    }
+
     /// The name on the command line, in metrics and in JSON.
     pub fn name(self) -> &'static str {
         match self {

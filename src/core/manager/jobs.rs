@@ -15,7 +15,7 @@
 use super::plan::JobMove;
 use super::{COORDINATOR, Manager};
 use crate::core::cluster::command::{Command, Refusal};
-use crate::core::cluster::{Job, JobState, Replica, ResyncClass};
+use crate::core::cluster::{Job, JobState, Replica};
 use crate::core::ids::PgId;
 use crate::core::placement as place;
 
@@ -127,12 +127,9 @@ impl Manager {
         if job.state.is_open() { Ok(job.clone()) } else { Err(Refusal::JobOver { id, state: job.state }) }
     }
 
-    fn put_job(&mut self, actor: &str, kind: &'static str, job: Job, text: String) -> Result<(), Refusal> {
-        let applied = self.apply(actor, Command::PutJob(Box::new(job)))?;
-        if !applied.changed.is_empty() {
-            self.tell(kind, actor, text);
-        }
-        Ok(())
+    /// True if that changed anything.
+    fn put_job(&mut self, actor: &str, job: Job) -> Result<bool, Refusal> {
+        Ok(!self.apply(actor, Command::PutJob(Box::new(job)))?.changed.is_empty())
     }
 
     /// Holds a job back, or lets it go on. A cancelled one that holds plans back is asked for again: a new job follows.
@@ -147,13 +144,21 @@ impl Manager {
                 return Err(Refusal::JobNotHeld { id });
             }
             self.planning.touch_for(self.now, actor, format!("job {id} was asked for again"));
-            let text = format!("Job {id} is asked for again: what it held back is planned anew.");
-            return self.put_job(actor, "job-resumed", Job { holds_back: false, ..last }, text);
+            if self.put_job(actor, Job { holds_back: false, ..last })? {
+                let text = format!("Job {id} is asked for again: what it held back is planned anew.");
+                self.tell("job-resumed", actor, text);
+            }
+            return Ok(());
         }
         let job = self.open_job(id)?;
         let state = if paused { JobState::Paused } else { JobState::Running };
-        let (kind, verb) = if paused { ("job-paused", "is paused") } else { ("job-resumed", "goes on") };
-        self.put_job(actor, kind, Job { state, ..job }, format!("Job {id} {verb}."))?;
+        if self.put_job(actor, Job { state, ..job })? {
+            if paused {
+                self.tell("job-paused", actor, format!("Job {id} is paused."));
+            } else {
+                self.tell("job-resumed", actor, format!("Job {id} goes on."));
+            }
+        }
         if self.planning.is_known && self.planning.job.id == id {
             self.planning.job.paused = paused;
             self.pause_learners();
@@ -171,9 +176,8 @@ impl Manager {
         if !self.planning.is_known || self.planning.job.id != id {
             return Err(Refusal::JobUnplanned { id });
         }
-        let is_repair = |m: &JobMove| m.class <= ResyncClass::Repair;
         let (repairs, others): (Vec<JobMove>, Vec<JobMove>) =
-            self.planning.job.moves.iter().cloned().partition(is_repair);
+            self.planning.job.moves.iter().cloned().partition(|m| m.class.is_repair());
         if others.is_empty() {
             return Err(if repairs.is_empty() {
                 Refusal::JobUnplanned { id }
@@ -189,11 +193,13 @@ impl Manager {
         if repairs.is_empty() {
             (job.state, job.ended_unix_ms) = (JobState::Cancelled, self.unix_ms);
         }
-        self.put_job(actor, "job-cancelled", job, text)?;
+        if self.put_job(actor, job)? {
+            self.tell("job-cancelled", actor, text);
+        }
         self.planning.job.moves = repairs;
         let mut drops: Vec<(PgId, Replica)> = Vec::new();
         for config in self.state.map().pgs.values() {
-            let by_plan = config.learners.iter().filter(|l| l.class > ResyncClass::Repair);
+            let by_plan = config.learners.iter().filter(|l| !l.class.is_repair());
             drops.extend(by_plan.map(|l| (config.pg, l.replica)));
         }
         drops.into_iter().for_each(|(pg, replica)| self.apply_quietly(Command::DropLearner { pg, replica }));

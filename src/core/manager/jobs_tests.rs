@@ -1,12 +1,13 @@
 use std::time::Duration;
 
 use super::*;
-use crate::core::cluster::command::{Change, PoolChange, PoolSpec};
+use crate::core::cluster::command::{Change, PoolChange};
 use crate::core::cluster::job::JOBS_MAX;
 use crate::core::cluster::state::ClusterState;
-use crate::core::cluster::{FailureDomain, Learner, NodeAdminState};
+use crate::core::cluster::{Learner, NodeAdminState};
 use crate::core::ids::{BootId, ClusterId, DiskId, NodeId, PgId, PoolId};
 use crate::core::manager::runtime::{ConnId, Limits};
+use crate::core::manager::tests::pool_spec;
 use crate::core::manager::{Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
 use crate::core::units::Instant;
 
@@ -34,15 +35,7 @@ impl Bed {
         (settings.debounce_seconds, settings.grace_seconds) = (0.1, 5.0);
         bed.m.apply("test", Command::SetSettings { settings }).unwrap();
         (0..3).for_each(|_| bed.add_node());
-        let spec = PoolSpec {
-            name: "p".into(),
-            replicas: 3,
-            min_replicas: 2,
-            failure_domain: FailureDomain::Node,
-            class: String::new(),
-            pg_count: PGS,
-            durable_writes: false,
-        };
+        let spec = pool_spec(PGS);
         let members = (0..PGS).map(|pg| (0..3).map(|i| replica(1 + (pg + i) % 3)).collect()).collect();
         bed.m.apply("test", Command::CreatePool { spec, members }).unwrap();
         bed.register_all();
@@ -250,7 +243,7 @@ fn missing_copies_are_made_whatever_is_cancelled() {
     let (id, job) = bed.m.state.map().jobs.last_key_value().map(|(id, j)| (*id, j.clone())).unwrap();
     assert!(id >= 2 && job.reason.contains("node n3 is lost"), "{job:?}");
     assert_eq!(bed.job(1).state, JobState::Superseded);
-    let repairs = bed.m.planning.job.moves.iter().filter(|m| m.class <= ResyncClass::Repair).count();
+    let repairs = bed.m.planning.job.moves.iter().filter(|m| m.class.is_repair()).count();
     assert!(repairs > 0);
     match bed.m.cancel_job(id, "operator") {
         Err(Refusal::JobRepairs { moves, .. }) => assert_eq!(moves, repairs),

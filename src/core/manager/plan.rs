@@ -143,7 +143,7 @@ impl Planning {
         let mut drops = Vec::new();
         for config in map.pgs.values() {
             for learner in &config.learners {
-                let by_plan = matches!(learner.class, ResyncClass::Drain | ResyncClass::Rebalance);
+                let by_plan = !learner.class.is_repair();
                 if by_plan && !wanted.contains(&(config.pg, learner.replica.disk)) {
                     drops.push(Command::DropLearner { pg: config.pg, replica: learner.replica });
                 }
@@ -179,8 +179,7 @@ impl Planning {
 
     /// PGs that the job moves for another reason than repair.
     pub fn misplaced(&self) -> BTreeSet<PgId> {
-        let by_plan = |m: &&JobMove| matches!(m.class, ResyncClass::Drain | ResyncClass::Rebalance);
-        self.job.moves.iter().filter(by_plan).map(|m| m.pg).collect()
+        self.job.moves.iter().filter(|m| !m.class.is_repair()).map(|m| m.pg).collect()
     }
 
     /// Forgets what is done, and decides which moves start and which are given back.

@@ -9,6 +9,19 @@ fn at(ms: u64) -> Instant {
     Instant(1_000_000_000_000 + ms * 1_000_000)
 }
 
+/// Three copies on different nodes.
+pub(crate) fn pool_spec(pg_count: u32) -> PoolSpec {
+    PoolSpec {
+        name: "p".into(),
+        replicas: 3,
+        min_replicas: 2,
+        failure_domain: FailureDomain::Node,
+        class: String::new(),
+        pg_count,
+        durable_writes: false,
+    }
+}
+
 /// Three nodes of one disk each and a pool of one PG on all of them; nobody has registered.
 fn manager() -> Manager {
     let mut m = Manager::new(ClusterState::empty(), at(0), Limits::default());
@@ -19,16 +32,7 @@ fn manager() -> Manager {
         run(Command::AddNode { name, addr, zone: String::new(), rack: String::new() });
         run(Command::AllocDisk { node: NodeId(n), class: String::new(), capacity_bytes: 1 << 30 });
     }
-    let spec = PoolSpec {
-        name: "p".into(),
-        replicas: 3,
-        min_replicas: 2,
-        failure_domain: FailureDomain::Node,
-        class: String::new(),
-        pg_count: 1,
-        durable_writes: false,
-    };
-    run(Command::CreatePool { spec, members: vec![(1..=3).map(member).collect()] });
+    run(Command::CreatePool { spec: pool_spec(1), members: vec![(1..=3).map(member).collect()] });
     m
 }
 

@@ -8,8 +8,9 @@
 //! than its backfill limit leaves; a PG has one planned move at a time; a repair never waits for a rebalance.
 //!
 //! Order: by class, then by volume ([`order`]), then the moves of the disk that has most left to read or to write, as that
-//! one ends last; so the last moves of a plan don't wait for each other. Two slots of a disk go to two partners where they can: one that is slow then
-//! holds up one slot of those that work with it, not all. A disk that is known to be slow has one slot.
+//! one ends last; so the last moves of a plan don't wait for each other. Two slots of a disk go to two partners where they
+//! can: one that is slow then holds up one slot of those that work with it, not all. A disk that is known to be slow has
+//! one slot.
 //!
 //! Units: bytes. Non-goals: rates (the throttle's), where replicas belong (the planner's).
 
@@ -160,7 +161,7 @@ pub fn schedule_some(
             continue;
         }
         let slots = slots.for_disks(room(w.source), room(w.target));
-        if !load.has_slots(w, slots) && w.class <= ResyncClass::Repair {
+        if !load.has_slots(w, slots) && w.class.is_repair() {
             decision.stop.extend(preemptible.give_way(w, running, &mut load, slots));
         }
         if load.has_slots(w, slots) {

@@ -211,7 +211,7 @@ impl MoveClass {
     }
     /// It restores a copy.
     pub fn is_repair(self) -> bool {
-        self <= MoveClass::Repair
+        ResyncClass::from(self).is_repair()
     }
 }
 
