@@ -4,5 +4,6 @@
 pub mod calls;
 pub mod client;
 pub mod metrics;
+pub mod resync;
 pub mod router;
 pub mod types;

@@ -31,7 +31,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::cluster::{ClassSettings, FailureDomain, JobState, Profile, Replica, ResyncClass, Stripe};
+pub use super::resync::{ClassProgress, DeadlineInfo, Knob, NodeLimits, OwnTarget, ResyncInfo, ResyncSet, WindowInfo};
+use crate::core::cluster::{FailureDomain, JobState, Replica, ResyncClass, Stripe};
 use crate::core::ids::{DiskId, Generation, NodeId, PoolId, VolumeId};
 pub use crate::core::placement::NamedMissing;
 use crate::core::placement::Span;
@@ -294,6 +295,12 @@ pub struct VolumeInfo {
     pub incarnation: u64,
     /// Priority.
     pub priority: i32,
+    /// Operations per second that its guest may do; `null`: no limit.
+    #[serde(default)]
+    pub iops_limit: Option<u64>,
+    /// Bytes per second that its guest may read or write; `null`: no limit.
+    #[serde(default)]
+    pub bandwidth_limit_bytes_per_sec: Option<u64>,
     /// `ok`, `degraded`, `unavailable`, `deleting`.
     pub state: String,
     /// Layout.
@@ -383,6 +390,12 @@ pub struct VolumeCreate {
     /// Resync priority; default 0.
     #[serde(default)]
     pub priority: Option<i32>,
+    /// Operations per second that its guest may do; default: no limit.
+    #[serde(default)]
+    pub iops_limit: Option<Knob>,
+    /// Bytes per second that its guest may read or write, as a number with a unit; default: no limit.
+    #[serde(default)]
+    pub bandwidth_limit: Option<String>,
 }
 
 /// Changes a volume; what is absent stays.
@@ -395,6 +408,12 @@ pub struct VolumeSet {
     pub allow_shrink: bool,
     /// Priority.
     pub priority: Option<i32>,
+    /// Operations per second that its guest may do; `none`: no limit.
+    #[serde(default)]
+    pub iops_limit: Option<Knob>,
+    /// Bytes per second that its guest may read or write, as a number with a unit; `none`: no limit.
+    #[serde(default)]
+    pub bandwidth_limit: Option<String>,
 }
 
 /// Sets what the operator wants of a node.
@@ -483,62 +502,6 @@ pub struct ForceCandidate {
     pub flush_mark: u64,
     /// What would be lost with it.
     pub loss: String,
-}
-
-/// Changes the throttle; what is absent stays.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ResyncSet {
-    /// Bytes per second; the string `none` removes the cap.
-    pub cap: Option<String>,
-    /// Bytes per second.
-    pub floor: Option<String>,
-    /// Multiple of the quiet baseline, at least 1.
-    pub target_inflation: Option<f64>,
-    /// Microseconds; 0 removes the explicit target.
-    pub target_p99_us: Option<u64>,
-    /// Pause or resume.
-    pub paused: Option<bool>,
-    /// `foreground`, `balanced` or `recovery`: sets floor and target, before what else is given.
-    #[serde(default)]
-    pub profile: Option<String>,
-    /// Cap, floor, weight and pause are this class's own; the string `none` removes its cap or floor.
-    #[serde(default)]
-    pub class: Option<String>,
-    /// The class's weight, 1 to 1000.
-    #[serde(default)]
-    pub weight: Option<u32>,
-}
-
-/// The throttle as it is in effect, and the sessions that run.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ResyncInfo {
-    /// As in [`Status`].
-    pub status: ResyncStatus,
-    /// Effective; `null`: none.
-    pub cap_bytes_per_sec: Option<u64>,
-    /// Effective.
-    pub floor_bytes_per_sec: u64,
-    /// Effective.
-    pub target_inflation: f64,
-    /// Effective.
-    pub target_p99_us: Option<u64>,
-    /// Effective.
-    pub paused: bool,
-    /// The profile that was set last.
-    #[serde(default)]
-    pub profile: Profile,
-    /// Where floor and target come from: `profile`, or `override` if they were changed since.
-    #[serde(default)]
-    pub origins: std::collections::BTreeMap<String, String>,
-    /// Classes with limits of their own.
-    #[serde(default)]
-    pub classes: std::collections::BTreeMap<ResyncClass, ClassSettings>,
-    /// Verified bytes written, by class.
-    pub bytes_by_class: std::collections::BTreeMap<String, u64>,
-    /// Copies that run.
-    pub sessions: Vec<SessionInfo>,
-    /// Nodes that haven't taken the settings yet (they don't answer).
-    pub pending_nodes: Vec<String>,
 }
 
 /// One running copy.

@@ -24,6 +24,7 @@ mod resync;
 mod signals;
 mod simulate;
 mod status;
+mod watch;
 
 use std::process::ExitCode;
 

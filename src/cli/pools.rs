@@ -1,6 +1,8 @@
 //! `pool` and `volume`.
 
-use crate::api::types::{Done, PoolCreate, PoolInfo, PoolSet, VolumeCreate, VolumeInfo, VolumeRedundancy, VolumeSet};
+use crate::api::types::{
+    Done, Knob, PoolCreate, PoolInfo, PoolSet, VolumeCreate, VolumeInfo, VolumeRedundancy, VolumeSet,
+};
 use crate::core::cluster::FailureDomain;
 use crate::core::ids::DiskId;
 use crate::core::units::{CHUNK_BYTES, HumanBytes, SECTOR_BYTES};
@@ -107,9 +109,16 @@ fn pools_table(pools: &[PoolInfo]) -> String {
 pub fn volume(session: &Session, command: VolumeCommand) -> anyhow::Result<()> {
     let client = session.client()?;
     match command {
-        VolumeCommand::Create { name, size, pool, priority, if_not_exists } => {
+        VolumeCommand::Create { name, size, pool, priority, limits, if_not_exists } => {
             check_size(size)?;
-            let request = VolumeCreate { name: name.clone(), size_bytes: size, pool, priority };
+            let request = VolumeCreate {
+                name: name.clone(),
+                size_bytes: size,
+                pool,
+                priority,
+                iops_limit: limits.iops_limit.map(Knob::Text),
+                bandwidth_limit: limits.bandwidth_limit,
+            };
             let (text, word) = match client.post_text("/v1/volumes", &request) {
                 Ok(text) => (text, "made"),
                 Err(e) if e.is_conflict() && if_not_exists => {
@@ -143,10 +152,17 @@ pub fn volume(session: &Session, command: VolumeCommand) -> anyhow::Result<()> {
             session.show(&client, &text, |volume: VolumeInfo| show_volume(&volume))
         }
         VolumeCommand::Resize { name, size, yes } => resize(session, &client, &name, size, yes),
-        VolumeCommand::Set { name, priority } => {
-            let change = VolumeSet { priority: Some(priority), ..VolumeSet::default() };
-            let text = client.patch_text(&volume_path(&name), &change)?;
-            session.show(&client, &text, |v: VolumeInfo| format!("volume {} has priority {}", v.name, v.priority))
+        VolumeCommand::Set(args) => {
+            let change = VolumeSet {
+                priority: args.change.priority,
+                iops_limit: args.change.iops_limit.map(Knob::Text),
+                bandwidth_limit: args.change.bandwidth_limit,
+                ..VolumeSet::default()
+            };
+            let text = client.patch_text(&volume_path(&args.name), &change)?;
+            session.show(&client, &text, |v: VolumeInfo| {
+                format!("volume {} has priority {}, {}", v.name, v.priority, limits(&v))
+            })
         }
         VolumeCommand::Delete { name, yes, if_exists } => {
             need_yes(yes, &format!("volume {name} and its data would be deleted"))?;
@@ -196,6 +212,13 @@ fn delete(session: &Session, client: &Client, path: &str, if_exists: bool, absen
     }
 }
 
+fn limits(v: &VolumeInfo) -> String {
+    let iops = v.iops_limit.map_or("no IOPS limit".to_owned(), |n| format!("{} IOPS at most", out::thousands(n)));
+    let rate = v.bandwidth_limit_bytes_per_sec;
+    let rate = rate.map_or("no bandwidth limit".to_owned(), |rate| format!("{}/s at most", HumanBytes(rate)));
+    format!("{iops}, {rate}")
+}
+
 /// Checked here too, so that the sentence can name the nearest size that works.
 fn check_size(size: u64) -> anyhow::Result<()> {
     anyhow::ensure!(size > 0, "a volume can't have 0 bytes");
@@ -233,7 +256,7 @@ fn show_volume(v: &VolumeInfo) -> String {
         .map(|s| format!("from {} on {} PGs", HumanBytes(u64::from(s.first_chunk) * CHUNK_BYTES), s.pgs.len()))
         .collect();
     let mut text = format!(
-        "volume    {} ({})\npool      {}\nsize      {} ({} bytes)\nstate     {}\nattached  {}\npriority  {}\n\
+        "volume    {} ({})\npool      {}\nsize      {} ({} bytes)\nstate     {}\nattached  {}\npriority  {}\nlimits    {}\n\
          PGs       {}: {} clean, {} degraded, {} unavailable\nlayout    {}\ndisks     {}\n",
         v.name,
         v.id,
@@ -243,6 +266,7 @@ fn show_volume(v: &VolumeInfo) -> String {
         if out::colour() { out::paint_state(&v.state) } else { v.state.clone() },
         v.attached_to.as_deref().unwrap_or("no"),
         v.priority,
+        limits(v),
         v.pgs.total,
         v.pgs.clean,
         v.pgs.degraded,

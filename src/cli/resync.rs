@@ -1,18 +1,17 @@
 //! `resync`.
 
-use std::io::IsTerminal;
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::api::types::{ResyncInfo, ResyncSet, SessionInfo};
+use crate::api::types::{Knob, NodeLimits, OwnTarget, ResyncInfo, ResyncSet, SessionInfo};
+use crate::core::cluster::DeadlineWins;
 use crate::core::units::HumanBytes;
 
-use super::args::ResyncCommand;
+use super::args::{PauseArgs, ResyncCommand, ResyncSetArgs};
 use super::out::{self, Table};
-use super::signals::Stop;
 use super::status::resync_line;
-use super::{Session, jobs};
+use super::{Session, jobs, watch};
 
 /// `resync …`.
 pub fn resync(session: &Session, command: ResyncCommand) -> anyhow::Result<()> {
@@ -22,54 +21,107 @@ pub fn resync(session: &Session, command: ResyncCommand) -> anyhow::Result<()> {
             let text = client.get_text("/v1/resync")?;
             return session.show(&client, &text, |info: ResyncInfo| render_resync(&info));
         }
-        ResyncCommand::Watch => return watch(session),
-        ResyncCommand::Set(set) => ResyncSet {
-            cap: set.cap,
-            floor: set.floor,
-            target_inflation: set.target_inflation,
-            target_p99_us: set.target_p99.or(set.target_p99_us),
-            paused: None,
-            profile: set.profile,
-            class: set.class,
-            weight: set.weight,
-        },
+        ResyncCommand::Watch => return watch::watch(session),
+        ResyncCommand::Set(set) => set_request(*set),
         ResyncCommand::Jobs { job: None } => return jobs::list(session),
         ResyncCommand::Jobs { job: Some(id) } => return jobs::show(session, id),
-        ResyncCommand::Pause { job: Some(id), .. } => return jobs::change(session, id, "pause"),
-        ResyncCommand::Resume { job: Some(id), .. } => return jobs::change(session, id, "resume"),
+        ResyncCommand::Pause(PauseArgs { job: Some(id), .. }) => return jobs::change(session, id, "pause"),
+        ResyncCommand::Resume(PauseArgs { job: Some(id), .. }) => return jobs::change(session, id, "resume"),
         ResyncCommand::Cancel { job } => return jobs::change(session, job, "cancel"),
-        ResyncCommand::Pause { job: None, class } => ResyncSet { paused: Some(true), class, ..ResyncSet::default() },
-        ResyncCommand::Resume { job: None, class } => ResyncSet { paused: Some(false), class, ..ResyncSet::default() },
+        ResyncCommand::Pause(what) => pause_request(what, true),
+        ResyncCommand::Resume(what) => pause_request(what, false),
     };
     let text = client.patch_text("/v1/resync", &change)?;
     session.show(&client, &text, |info: ResyncInfo| effective(&info))
 }
 
-fn effective(info: &ResyncInfo) -> String {
-    let cap = info.cap_bytes_per_sec.map_or("none".to_owned(), |cap| format!("{}/s", HumanBytes(cap)));
-    let target = match info.target_p99_us {
+fn set_request(set: ResyncSetArgs) -> ResyncSet {
+    ResyncSet {
+        cap: set.cap,
+        floor: set.floor,
+        target_inflation: set.target_inflation.map(Knob::Text),
+        target_p99_us: set.target_p99.or(set.target_p99_us),
+        paused: None,
+        profile: set.profile,
+        class: set.class,
+        weight: set.weight.map(Knob::Text),
+        node: set.node,
+        pool: set.pool,
+        volume: set.volume,
+        windows: (!set.windows.is_empty()).then_some(set.windows),
+        time_zone: set.time_zone,
+        deadline: set.deadline,
+        deadline_wins: set.deadline_wins,
+    }
+}
+
+fn pause_request(what: PauseArgs, paused: bool) -> ResyncSet {
+    ResyncSet { paused: Some(paused), class: what.class, node: what.node, pool: what.pool, ..ResyncSet::default() }
+}
+
+fn rate(rate: Option<u64>) -> String {
+    rate.map_or("none".to_owned(), |rate| format!("{}/s", HumanBytes(rate)))
+}
+
+fn target(inflation: f64, p99_us: Option<u64>) -> String {
+    match p99_us {
         Some(us) => format!("p99 ≤ {}", out::human_us(us)),
-        None => format!("p99 ≤ {} × the quiet one", info.target_inflation),
-    };
-    let from = |what: &str| info.origins.get(what).map_or(String::new(), |origin| format!(" ({origin})"));
+        None => format!("p99 ≤ {inflation} × the quiet one"),
+    }
+}
+
+fn own_target(own: &OwnTarget) -> String {
+    target(own.target_inflation.unwrap_or(1.0), own.target_p99_us)
+}
+
+/// Cap, floor and target with their origins.
+fn limits(cap: Option<u64>, floor: u64, target: &str, origins: &BTreeMap<String, String>) -> String {
+    let from = |what: &str| origins.get(what).map_or(String::new(), |origin| format!(" ({origin})"));
+    let floor = format!("{}/s", HumanBytes(floor));
+    format!("cap {}{}, floor {floor}{}, {target}{}", rate(cap), from("cap"), from("floor"), from("target"))
+}
+
+fn effective(info: &ResyncInfo) -> String {
+    let profile_from = info.origins.get("profile").map_or(String::new(), |origin| format!(" ({origin})"));
+    let all = target(info.target_inflation, info.target_p99_us);
     let mut text = format!(
-        "in effect: profile {}, cap {cap}, floor {}/s{}, {target}{}{}\n",
+        "in effect: profile {}{profile_from}, {}{}\n",
         info.profile.name(),
-        HumanBytes(info.floor_bytes_per_sec),
-        from("floor"),
-        from("target"),
+        limits(info.cap_bytes_per_sec, info.floor_bytes_per_sec, &all, &info.origins),
         if info.paused { ", paused" } else { "" }
     );
+    let mut line = |what: String| text += &format!("           {what}\n");
     for (class, own) in &info.classes {
-        let rate = |rate: Option<u64>| rate.map_or("none".to_owned(), |rate| format!("{}/s", HumanBytes(rate)));
-        text += &format!(
-            "           {}: cap {}, floor {}, weight {}{}\n",
+        let from = |given: bool| if given { " (override)" } else { "" };
+        line(format!(
+            "class {}: cap {}{}, floor {}{}, weight {}{}{}",
             class.name(),
             rate(own.cap_bytes_per_sec),
+            from(own.cap_bytes_per_sec.is_some()),
             rate(own.floor_bytes_per_sec),
+            from(own.floor_bytes_per_sec.is_some()),
             own.weight.map_or("as always".to_owned(), |w| w.to_string()),
+            from(own.weight.is_some()),
             if own.paused { ", paused" } else { "" }
-        );
+        ));
+    }
+    for (name, own) in &info.nodes {
+        line(format!("node {name}: {}", node_limits(own)));
+    }
+    for (what, targets) in [("pool", &info.pools), ("volume", &info.volumes)] {
+        for (name, own) in targets {
+            line(format!("{what} {name}: {} where its copies are (override)", own_target(own)));
+        }
+    }
+    if !info.paused_pools.is_empty() {
+        line(format!("paused pools: {}", info.paused_pools.join(", ")));
+    }
+    for w in &info.windows {
+        line(format!("window {} ({}){}", w.window, info.time_zone, if w.holds { ": holds now" } else { "" }));
+    }
+    if let Some(deadline) = &info.deadline {
+        let wins = if deadline.wins == DeadlineWins::Latency { ", the latency target wins" } else { "" };
+        line(format!("deadline {}{wins}: {}", deadline.at, deadline.verdict));
     }
     if !info.pending_nodes.is_empty() {
         text += &format!("not yet taken by: {} (they don't answer)\n", info.pending_nodes.join(", "));
@@ -77,8 +129,28 @@ fn effective(info: &ResyncInfo) -> String {
     text
 }
 
+fn node_limits(own: &NodeLimits) -> String {
+    let target = target(own.target_inflation, own.target_p99_us);
+    let paused = if own.paused { ", paused" } else { "" };
+    limits(own.cap_bytes_per_sec, own.floor_bytes_per_sec, &target, &own.origins) + paused
+}
+
+/// Guests' p99 against what is aimed at; nothing while no guest runs.
+pub fn guests(info: &ResyncInfo) -> Option<String> {
+    let (p99, target) = (info.foreground_p99_us?, info.foreground_target_us?);
+    let word = if p99 > target { "above" } else { "within" };
+    Some(format!(
+        "guests' p99 {} on the busiest disk, {word} the target of {}",
+        out::human_us(p99),
+        out::human_us(target)
+    ))
+}
+
 fn render_resync(info: &ResyncInfo) -> String {
     let mut text = format!("resync     {}\n{}", resync_line(&info.status), effective(info));
+    if let Some(guests) = guests(info) {
+        text += &format!("guests:    {guests}\n");
+    }
     let by_class: Vec<String> =
         info.bytes_by_class.iter().map(|(class, bytes)| format!("{class} {}", HumanBytes(*bytes))).collect();
     if !by_class.is_empty() {
@@ -106,51 +178,6 @@ fn render_resync(info: &ResyncInfo) -> String {
     text
 }
 
-/// Shows progress until nothing moves; a job's whole is what was left when it was first seen, or more if it grew.
-fn watch(session: &Session) -> anyhow::Result<()> {
-    let client = session.client()?;
-    let stop = Stop::on_signals()?;
-    let terminal = std::io::stderr().is_terminal() && !session.json();
-    let bar = terminal.then(|| progress_bar(0));
-    let mut said_unreachable = false;
-    loop {
-        match client.status() {
-            Ok(status) => {
-                said_unreachable = false;
-                let resync = &status.resync;
-                let total = resync.bytes_total.max(resync.bytes_left);
-                if let Some(bar) = &bar {
-                    bar.set_length(total);
-                    bar.set_position(total - resync.bytes_left);
-                    bar.set_message(resync_line(resync));
-                } else if session.json() {
-                    out::line(serde_json::to_string(resync)?)?;
-                } else {
-                    out::line(resync_line(resync))?;
-                }
-                let busy = resync.active_moves > 0 || resync.pending_moves > 0 || status.plan_pending;
-                if !busy {
-                    if let Some(bar) = bar {
-                        bar.finish_and_clear();
-                        out::line(resync_line(resync))?;
-                    }
-                    return Ok(());
-                }
-            }
-            Err(e) if e.is_transient() => {
-                if !std::mem::replace(&mut said_unreachable, true) {
-                    let text = format!("evenkeel: {e}; trying again each second");
-                    bar.as_ref().map_or_else(|| out::note(&text), |bar| bar.println(&text));
-                }
-            }
-            Err(e) => return Err(e.into()),
-        }
-        if stop.sleep(Duration::from_secs(1)) {
-            return Ok(());
-        }
-    }
-}
-
 /// A bar of bytes on stderr.
 pub fn progress_bar(total: u64) -> ProgressBar {
     let bar = ProgressBar::new(total);
@@ -163,18 +190,48 @@ pub fn progress_bar(total: u64) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::{DeadlineInfo, WindowInfo};
+    use crate::core::cluster::{ClassSettings, ResyncClass};
 
     #[test]
-    fn the_effective_throttle_names_nodes_that_lag() {
+    fn the_effective_throttle_names_origins_and_nodes_that_lag() {
+        let origins = [("profile", "window"), ("cap", "override"), ("floor", "deadline"), ("target", "window")];
+        let origins: BTreeMap<String, String> = origins.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let own =
+            NodeLimits { floor_bytes_per_sec: 1 << 20, target_inflation: 1.5, paused: true, ..NodeLimits::default() };
         let info = ResyncInfo {
             cap_bytes_per_sec: Some(20 << 20),
             floor_bytes_per_sec: 8 << 20,
             target_inflation: 2.0,
+            origins,
             pending_nodes: vec!["n3".into()],
+            classes: BTreeMap::from([(
+                ResyncClass::Repair,
+                ClassSettings { weight: Some(4), ..ClassSettings::default() },
+            )]),
+            nodes: BTreeMap::from([("n2".to_owned(), own)]),
+            volumes: BTreeMap::from([("v".to_owned(), OwnTarget { target_inflation: None, target_p99_us: Some(900) })]),
+            paused_pools: vec!["slow".into()],
+            windows: vec![WindowInfo { window: "Mon 02:00-06:00 recovery".into(), holds: true }],
+            time_zone: "Europe/Berlin".into(),
+            deadline: Some(DeadlineInfo { at: "tomorrow".into(), verdict: "holds".into(), ..DeadlineInfo::default() }),
+            foreground_p99_us: Some(12_000),
+            foreground_target_us: Some(4_000),
             ..ResyncInfo::default()
         };
         let text = effective(&info);
-        assert!(text.contains("profile balanced, cap 20 MiB/s, floor 8 MiB/s, p99 ≤ 2 × the quiet one"), "{text}");
-        assert!(text.contains("not yet taken by: n3"), "{text}");
+        for part in [
+            "profile balanced (window), cap 20 MiB/s (override), floor 8 MiB/s (deadline), p99 ≤ 2 × the quiet one (window)",
+            "class repair: cap none, floor none, weight 4 (override)",
+            "node n2: cap none, floor 1 MiB/s, p99 ≤ 1.5 × the quiet one, paused",
+            "volume v: p99 ≤ 900 µs where its copies are",
+            "paused pools: slow",
+            "window Mon 02:00-06:00 recovery (Europe/Berlin): holds now",
+            "deadline tomorrow: holds",
+            "not yet taken by: n3",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(render_resync(&info).contains("guests' p99 12.0 ms on the busiest disk, above the target of 4.0 ms"));
     }
 }

@@ -14,7 +14,7 @@ use crate::core::cluster::command::{
     Command, Context, ForcePromote, Liveness, Outcome, PoolChange, PoolSpec, Refusal, RefusalKind,
 };
 use crate::core::cluster::state::state_word;
-use crate::core::cluster::{NodeAdminState, PgConfig, Replica};
+use crate::core::cluster::{NodeAdminState, PgConfig, Replica, VolumeLimits};
 use crate::core::ids::{PgId, PoolId};
 use crate::core::manager::decide::{PgState, state_of};
 use crate::core::manager::{force, plan};
@@ -105,18 +105,32 @@ impl Owner {
             AdminCall::VolumeCreate(request) => {
                 let pool = request.pool.unwrap_or_else(|| "default".to_owned());
                 let (name, size_bytes, priority) = (request.name, request.size_bytes, request.priority);
+                let limits = resync::volume_limits(
+                    VolumeLimits::default(),
+                    request.iops_limit.as_ref(),
+                    request.bandwidth_limit.as_deref(),
+                )?;
                 self.apply(OPERATOR, Command::CreateVolume { name: name.clone(), pool, size_bytes })?;
                 if let Some(priority) = priority {
                     self.apply(OPERATOR, Command::SetVolume { volume: name.clone(), priority })?;
                 }
+                if limits != VolumeLimits::default() {
+                    self.apply(OPERATOR, Command::SetVolumeLimits { volume: name.clone(), limits })?;
+                }
                 self.volume(&name)
             }
             AdminCall::VolumeSet(name, request) => {
+                let old = map.volumes.values().find(|v| v.name == name).map(|v| v.limits).unwrap_or_default();
+                let limits =
+                    resync::volume_limits(old, request.iops_limit.as_ref(), request.bandwidth_limit.as_deref())?;
                 if let Some(size_bytes) = request.size_bytes {
                     self.apply(OPERATOR, Command::ResizeVolume { volume: name.clone(), size_bytes })?;
                 }
                 if let Some(priority) = request.priority {
                     self.apply(OPERATOR, Command::SetVolume { volume: name.clone(), priority })?;
+                }
+                if limits != old {
+                    self.apply(OPERATOR, Command::SetVolumeLimits { volume: name.clone(), limits })?;
                 }
                 self.volume(&name)
             }
@@ -126,7 +140,7 @@ impl Owner {
             }
             AdminCall::OkToStop(request) => self.ok_to_stop(&request.nodes),
             AdminCall::NodeState(name, request) => self.set_node_state(&name, request.state),
-            AdminCall::ResyncSet(request) => self.set_resync(request),
+            AdminCall::ResyncSet(request) => self.set_resync(&request),
             AdminCall::TokenCreate(request) => self.create_token(&request),
             AdminCall::Join(request) => self.join(request),
             AdminCall::Certificate(request) => self.certify(&request),
@@ -339,16 +353,6 @@ impl Owner {
             }
         };
         leave.map(warn).collect()
-    }
-
-    fn set_resync(&mut self, request: ResyncSet) -> Answer {
-        let mut settings = self.manager.state.map().settings.clone();
-        let said = resync::change(&mut settings.resync, &request)?;
-        let applied = self.apply(OPERATOR, Command::SetSettings { settings })?;
-        if !applied.changed.is_empty() {
-            self.tell("resync-set", OPERATOR, said);
-        }
-        json(&self.resync_info())
     }
 
     /// Answers from a copy of the map, beside the turn: on a large map this takes seconds.

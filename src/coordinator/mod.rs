@@ -20,6 +20,7 @@ mod progress;
 mod redundancy;
 mod resync;
 mod session;
+mod steer;
 mod stop;
 mod survey;
 mod totals;

@@ -136,6 +136,7 @@ pub struct Owner {
     pub(super) facts: Facts,
     pub(super) conns: BTreeMap<ConnId, Conn>,
     pub(super) progress: super::progress::Progress,
+    pub(super) steering: super::steer::Steering,
     pub(super) effects: Vec<Effect>,
     pub(super) batch: Batch,
     pub(super) store: Arc<dyn MetaStore>,
@@ -175,6 +176,7 @@ impl Owner {
             facts,
             conns: BTreeMap::new(),
             progress: super::progress::Progress::default(),
+            steering: super::steer::Steering::default(),
             effects: Vec::new(),
             batch: Batch::default(),
             store,
@@ -196,7 +198,7 @@ impl Owner {
         let mut settings = self.manager.state.map().settings.clone();
         settings.debounce_seconds = debounce.unwrap_or(settings.debounce_seconds);
         settings.grace_seconds = grace.unwrap_or(settings.grace_seconds);
-        self.apply("coordinator", Command::SetSettings { settings }).map(|_| ())
+        self.apply("coordinator", Command::SetSettings { settings: Box::new(settings) }).map(|_| ())
     }
 
     /// Runs until `shutdown` is done or the store fails.
@@ -315,6 +317,8 @@ impl Owner {
         let (map, rates) = (self.manager.state.map(), super::whatif::rates(self.manager.state.map()));
         let forecast = rates.of_disk(crate::core::ids::DiskId(0));
         self.progress.sample(self.manager.now, &left, job, forecast, map.settings.resync.cap_bytes_per_sec);
+        self.note_written();
+        self.steer_resync();
     }
 
     /// Everything of this turn becomes durable.

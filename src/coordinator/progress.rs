@@ -71,6 +71,11 @@ impl Left {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// What each disk has to read, and what it has to write; a disk may come twice.
+    pub fn by_disk(&self) -> impl Iterator<Item = (DiskId, u64)> + '_ {
+        self.reads.iter().chain(&self.writes).map(|(disk, bytes)| (*disk, *bytes))
+    }
 }
 
 #[derive(Debug)]

@@ -1,171 +1,393 @@
-//! What operators say about resync's limits: from a request to the settings, and back to words.
+//! What operators say about resync's limits: from a request to [`ResyncConfig`].
 //!
 //! Invariant: a request that is wrong in one thing changes nothing (the caller applies all of it, or none).
 
-use std::collections::BTreeMap;
-
 use crate::api::calls::CallFailed;
-use crate::api::types::ResyncSet;
-use crate::core::cluster::{Profile, ResyncClass, ResyncSettings};
+use crate::api::types::{Knob, ResyncSet};
+use crate::core::cluster::command::Refusal;
+use crate::core::cluster::{
+    ClusterMap, DeadlineWins, Limits, NodeAdminState, Profile, ResyncClass, ResyncConfig, Target, VolumeLimits,
+};
+use crate::core::throttle::schedule::{self, ScheduleError};
+use crate::core::throttle::settings::{BadSetting, RATE_MIN};
 use crate::core::units::parse_bytes_per_sec;
 
-/// Changes the settings; gives a sentence for the event.
+fn wrong(text: impl Into<String>) -> CallFailed {
+    CallFailed::new(400, text.into())
+}
+
+impl From<ScheduleError> for CallFailed {
+    fn from(error: ScheduleError) -> Self {
+        wrong(error.to_string())
+    }
+}
+
+/// True for the words that take a value away.
+fn is_none(text: &str) -> bool {
+    matches!(text.trim(), "none" | "default")
+}
+
+/// Changes what operators said; gives a sentence for the event.
 ///
 /// # Errors
-/// A value that can't be read, or that doesn't go with `class`.
-pub(super) fn change(r: &mut ResyncSettings, request: &ResyncSet) -> Result<String, CallFailed> {
-    if let Some(name) = &request.class {
-        return change_class(r, name, request);
+/// A value that can't be read, or that doesn't go with what it is for.
+pub(super) fn change(
+    config: &mut ResyncConfig,
+    map: &ClusterMap,
+    request: &ResyncSet,
+    now_unix_seconds: u64,
+) -> Result<String, CallFailed> {
+    let scopes = [&request.class, &request.node, &request.pool, &request.volume];
+    if scopes.iter().filter(|s| s.is_some()).count() > 1 {
+        return Err(wrong("class, node, pool and volume each stand alone: set one of them at a time"));
     }
-    if request.weight.is_some() {
-        return Err(CallFailed::new(400, "a weight is a class's: give --class with it"));
+    let mut said = Vec::new();
+    let of = if let Some(name) = &request.class {
+        of_class(config, name, request, &mut said)?;
+        format!(" of class {name}")
+    } else if let Some(name) = &request.node {
+        of_node(config, map, name, request, &mut said)?;
+        format!(" of node {name}")
+    } else if let Some(name) = &request.pool {
+        of_pool(config, map, name, request, &mut said)?;
+        format!(" of pool {name}")
+    } else if let Some(name) = &request.volume {
+        of_volume(config, map, name, request, &mut said)?;
+        format!(" of volume {name}")
+    } else {
+        of_all(config, request, now_unix_seconds, &mut said)?;
+        String::new()
+    };
+    if said.is_empty() {
+        return Err(wrong("nothing is to be changed: give a value, as cap, floor, profile, a target or a window"));
     }
-    match request.cap.as_deref() {
-        Some("none") => r.cap_bytes_per_sec = None,
-        Some(text) => r.cap_bytes_per_sec = Some(rate("cap", text)?),
-        None => {}
-    }
-    // After the cap, which bounds its floor.
-    if let Some(name) = &request.profile {
-        r.set_profile(profile(name)?);
-    }
-    match request.floor.as_deref() {
-        Some(text) => r.floor_bytes_per_sec = rate("floor", text)?,
-        // A cap below the floor that was there means both.
-        None => r.floor_bytes_per_sec = r.floor_bytes_per_sec.min(r.cap_bytes_per_sec.unwrap_or(u64::MAX)),
-    }
-    r.target_inflation = request.target_inflation.unwrap_or(r.target_inflation);
-    match request.target_p99_us {
-        Some(0) => r.target_p99_us = None,
-        Some(us) => r.target_p99_us = Some(us),
-        None => {}
-    }
-    r.paused = request.paused.unwrap_or(r.paused);
-    Ok(format!(
-        "Resync: profile {}, cap {}, floor {} bytes/s, target {}, {}.",
-        r.profile.name(),
-        r.cap_bytes_per_sec.map_or_else(|| "none".to_owned(), |c| format!("{c} bytes/s")),
-        r.floor_bytes_per_sec,
-        r.target_p99_us.map_or_else(|| format!("{} × quiet", r.target_inflation), |us| format!("p99 of {us} µs")),
-        if r.paused { "paused" } else { "running" }
-    ))
+    Ok(format!("Resync{of}: {}.", said.join(", ")))
 }
 
-fn change_class(r: &mut ResyncSettings, name: &str, request: &ResyncSet) -> Result<String, CallFailed> {
+/// Refuses what a scope doesn't have, with the reason.
+fn only(scope: &str, why: &str, given: &[(&str, bool)]) -> Result<(), CallFailed> {
+    match given.iter().find(|(_, given)| *given) {
+        Some((what, _)) => Err(wrong(format!("{scope} has no {what} of its own: {why}"))),
+        None => Ok(()),
+    }
+}
+
+fn of_all(
+    config: &mut ResyncConfig,
+    request: &ResyncSet,
+    now_unix_seconds: u64,
+    said: &mut Vec<String>,
+) -> Result<(), CallFailed> {
+    if request.weight.is_some() {
+        return Err(wrong("a weight is a class's: give --class with it"));
+    }
+    if let Some(name) = &request.profile {
+        config.profile = profile(name, &mut config.limits, said)?;
+    }
+    limits(&mut config.limits, request, "all classes", said)?;
+    target(&mut config.limits.target, request, said)?;
+    if let Some(zone) = &request.time_zone {
+        let name = if is_none(zone) || zone == "UTC" { "" } else { zone.trim() };
+        schedule::zone(name)?;
+        config.time_zone = name.to_owned();
+        said.push(format!("time zone {}", if name.is_empty() { "UTC" } else { name }));
+    }
+    if let Some(texts) = &request.windows {
+        windows(config, texts, said)?;
+    }
+    match request.deadline.as_deref() {
+        Some(text) if is_none(text) => {
+            config.deadline_unix_seconds = None;
+            said.push("no deadline".to_owned());
+        }
+        Some(text) => {
+            let at = schedule::parse_deadline(text, &config.time_zone, now_unix_seconds)?;
+            config.deadline_unix_seconds = Some(at);
+            said.push(format!("deadline {}", schedule::show_time(at, &config.time_zone)));
+        }
+        None => {}
+    }
+    match request.deadline_wins.as_deref() {
+        Some("deadline") => config.deadline_wins = DeadlineWins::Deadline,
+        Some("latency") => config.deadline_wins = DeadlineWins::Latency,
+        Some(text) if is_none(text) => config.deadline_wins = DeadlineWins::default(),
+        Some(other) => return Err(wrong(format!("{other:?} can't win over a deadline: write deadline or latency"))),
+        None => {}
+    }
+    if let Some(text) = &request.deadline_wins {
+        said.push(format!("what wins: {text}"));
+    }
+    if let Some(paused) = request.paused {
+        config.paused = paused;
+        said.push(pause_word(paused));
+    }
+    Ok(())
+}
+
+fn windows(config: &mut ResyncConfig, texts: &[String], said: &mut Vec<String>) -> Result<(), CallFailed> {
+    if texts.len() == 1 && is_none(&texts[0]) {
+        config.windows.clear();
+    } else {
+        let parsed: Vec<_> = texts.iter().map(|t| schedule::parse_window(t)).collect::<Result<_, _>>()?;
+        schedule::check_windows(&parsed)?;
+        config.windows = parsed;
+    }
+    if config.windows.is_empty() {
+        said.push("no window".to_owned());
+    }
+    said.extend(config.windows.iter().map(|w| format!("window {w}")));
+    Ok(())
+}
+
+fn of_class(
+    config: &mut ResyncConfig,
+    name: &str,
+    request: &ResyncSet,
+    said: &mut Vec<String>,
+) -> Result<(), CallFailed> {
     let Some(class) = ResyncClass::ALL.into_iter().find(|c| c.name() == name) else {
         let all = ResyncClass::ALL.map(ResyncClass::name).join(", ");
-        return Err(CallFailed::new(400, format!("{name:?} is no class of resync: write one of {all}")));
+        return Err(wrong(format!("{name:?} is no class of resync: write one of {all}")));
     };
-    if request.profile.is_some() || request.target_inflation.is_some() || request.target_p99_us.is_some() {
-        let text = "profile and latency target hold for all classes: a class has a cap, a floor and a weight";
-        return Err(CallFailed::new(400, text));
+    let why = "it holds for all classes; a class has a cap, a floor and a weight, and can be paused";
+    only("a class", why, &[("profile", request.profile.is_some()), ("latency target", has_target(request))])?;
+    only("a class", why, &has_time(request))?;
+    let own = config.classes.entry(class).or_default();
+    let mut both = Limits {
+        cap_bytes_per_sec: own.cap_bytes_per_sec,
+        floor_bytes_per_sec: own.floor_bytes_per_sec,
+        ..Limits::default()
+    };
+    limits(&mut both, request, &format!("class {name}"), said)?;
+    (own.cap_bytes_per_sec, own.floor_bytes_per_sec) = (both.cap_bytes_per_sec, both.floor_bytes_per_sec);
+    if let Some(knob) = &request.weight {
+        own.weight = weight(knob, name)?;
+        said.push(own.weight.map_or_else(|| "weight as always".to_owned(), |w| format!("weight {w}")));
     }
-    let says_nothing = request.cap.is_none() && request.floor.is_none() && request.weight.is_none();
-    if says_nothing && request.paused.is_none() {
-        let text = format!("nothing was asked for class {name}: give a cap, a floor or a weight with it");
-        return Err(CallFailed::new(400, text));
+    if let Some(paused) = request.paused {
+        own.paused = paused;
+        said.push(pause_word(paused));
     }
-    let own = r.classes.entry(class).or_default();
-    match request.cap.as_deref() {
-        Some("none") => own.cap_bytes_per_sec = None,
-        Some(text) => own.cap_bytes_per_sec = Some(rate("cap", text)?),
+    config.classes.retain(|_, own| *own != Default::default());
+    Ok(())
+}
+
+fn weight(knob: &Knob, class: &str) -> Result<Option<u32>, CallFailed> {
+    let number = match knob {
+        Knob::Text(text) if is_none(text) => return Ok(None),
+        Knob::Text(text) => text.trim().parse().ok(),
+        Knob::Number(n) => Some(*n),
+    };
+    match number {
+        Some(n) if n.fract() == 0.0 && (1.0..=1000.0).contains(&n) => Ok(Some(n as u32)),
+        _ => {
+            let given = match knob {
+                Knob::Text(text) => text.clone(),
+                Knob::Number(n) => n.to_string(),
+            };
+            Err(wrong(format!("the weight of class {class} can't be {given}: give a whole number from 1 to 1000")))
+        }
+    }
+}
+
+fn of_node(
+    config: &mut ResyncConfig,
+    map: &ClusterMap,
+    name: &str,
+    request: &ResyncSet,
+    said: &mut Vec<String>,
+) -> Result<(), CallFailed> {
+    let in_use = map.nodes.values().filter(|n| n.admin_state != NodeAdminState::Removed);
+    let found = in_use.filter(|n| n.name == name || n.id.to_string() == name).max_by_key(|n| n.name == name);
+    let id = found.ok_or(Refusal::Unknown { what: "node", name: name.to_owned() })?.id;
+    let why =
+        "it holds for the whole cluster; a node has a profile, a cap, a floor and a latency target, and can be paused";
+    only("a node", why, &[("weight", request.weight.is_some())])?;
+    only("a node", why, &has_time(request))?;
+    let own = config.nodes.entry(id).or_default();
+    if let Some(name) = &request.profile {
+        own.profile = profile(name, &mut own.limits, said)?;
+    }
+    limits(&mut own.limits, request, &format!("node {name}"), said)?;
+    target(&mut own.limits.target, request, said)?;
+    if let Some(paused) = request.paused {
+        own.paused = paused;
+        said.push(pause_word(paused));
+    }
+    config.nodes.retain(|_, own| *own != Default::default());
+    Ok(())
+}
+
+fn of_pool(
+    config: &mut ResyncConfig,
+    map: &ClusterMap,
+    name: &str,
+    request: &ResyncSet,
+    said: &mut Vec<String>,
+) -> Result<(), CallFailed> {
+    let found = map.pools.values().find(|p| p.name == name);
+    let id = found.ok_or(Refusal::Unknown { what: "pool", name: name.to_owned() })?.id;
+    let why = "rates hold per disk, and a disk serves many pools; a pool has a latency target and can be paused";
+    only("a pool", why, &has_rates(request))?;
+    only("a pool", why, &has_time(request))?;
+    let mut own = config.pools.get(&id).copied().unwrap_or_default();
+    target(&mut own, request, said)?;
+    config.pools.insert(id, own);
+    config.pools.retain(|_, own| !own.is_empty());
+    match request.paused {
+        Some(true) => drop(config.paused_pools.insert(id)),
+        Some(false) => drop(config.paused_pools.remove(&id)),
         None => {}
     }
-    match request.floor.as_deref() {
-        Some("none") => own.floor_bytes_per_sec = None,
-        Some(text) => own.floor_bytes_per_sec = Some(rate("floor", text)?),
+    said.extend(request.paused.map(pause_word));
+    Ok(())
+}
+
+fn of_volume(
+    config: &mut ResyncConfig,
+    map: &ClusterMap,
+    name: &str,
+    request: &ResyncSet,
+    said: &mut Vec<String>,
+) -> Result<(), CallFailed> {
+    let found = map.volumes.values().find(|v| v.name == name);
+    let id = found.ok_or(Refusal::Unknown { what: "volume", name: name.to_owned() })?.id;
+    let why = "rates hold per disk, and copies are made of whole placement groups; a volume has a latency target, and its \
+               priority says what is copied first";
+    only("a volume", why, &has_rates(request))?;
+    only("a volume", why, &[("pause", request.paused.is_some())])?;
+    only("a volume", why, &has_time(request))?;
+    let mut own = config.volumes.get(&id).copied().unwrap_or_default();
+    target(&mut own, request, said)?;
+    config.volumes.insert(id, own);
+    config.volumes.retain(|_, own| !own.is_empty());
+    Ok(())
+}
+
+fn has_target(request: &ResyncSet) -> bool {
+    request.target_inflation.is_some() || request.target_p99_us.is_some()
+}
+
+fn has_rates(request: &ResyncSet) -> [(&'static str, bool); 4] {
+    [
+        ("profile", request.profile.is_some()),
+        ("cap", request.cap.is_some()),
+        ("floor", request.floor.is_some()),
+        ("weight", request.weight.is_some()),
+    ]
+}
+
+fn has_time(request: &ResyncSet) -> [(&'static str, bool); 3] {
+    [
+        ("window", request.windows.is_some()),
+        ("time zone", request.time_zone.is_some()),
+        ("deadline", request.deadline.is_some() || request.deadline_wins.is_some()),
+    ]
+}
+
+fn pause_word(paused: bool) -> String {
+    if paused { "paused" } else { "running" }.to_owned()
+}
+
+/// A profile stands for floor and target: single values of these that were set before go.
+fn profile(name: &str, limits: &mut Limits, said: &mut Vec<String>) -> Result<Option<Profile>, CallFailed> {
+    let found = Profile::ALL.into_iter().find(|p| p.name() == name);
+    if found.is_none() && !is_none(name) {
+        let all = Profile::ALL.map(Profile::name).join(", ");
+        return Err(wrong(format!("{name:?} is no profile: write one of {all}, or default")));
+    }
+    (limits.floor_bytes_per_sec, limits.target) = (None, Target::default());
+    said.push(format!("profile {name}"));
+    Ok(found)
+}
+
+fn limits(limits: &mut Limits, request: &ResyncSet, of: &str, said: &mut Vec<String>) -> Result<(), CallFailed> {
+    let pairs = [
+        ("cap", &request.cap, &mut limits.cap_bytes_per_sec),
+        ("floor", &request.floor, &mut limits.floor_bytes_per_sec),
+    ];
+    for (what, given, kept) in pairs {
+        let Some(text) = given else { continue };
+        *kept = rate(what, of, text)?;
+        said.push(kept.map_or_else(|| format!("{what} none"), |rate| format!("{what} {rate} bytes/s")));
+    }
+    Ok(())
+}
+
+fn rate(what: &'static str, of: &str, text: &str) -> Result<Option<u64>, CallFailed> {
+    if is_none(text) {
+        return Ok(None);
+    }
+    let rate = parse_bytes_per_sec(text).map_err(|e| wrong(format!("{what}: {e}")))?;
+    if rate < RATE_MIN {
+        return Err(wrong(BadSetting::RateTooLow { what, of: of.to_owned(), rate }.to_string()));
+    }
+    Ok(Some(rate))
+}
+
+fn target(target: &mut Target, request: &ResyncSet, said: &mut Vec<String>) -> Result<(), CallFailed> {
+    if let Some(knob) = &request.target_inflation {
+        target.inflation =
+            match knob {
+                Knob::Text(text) if is_none(text) => None,
+                Knob::Text(text) => {
+                    let number = text.trim().parse();
+                    Some(number.map_err(|_| {
+                        wrong(format!("{text:?} is no target inflation: write a number, as in 2 or 1.5"))
+                    })?)
+                }
+                Knob::Number(n) => Some(*n),
+            };
+        said.push(target.inflation.map_or_else(|| "no target inflation".to_owned(), |k| format!("target {k} × quiet")));
+    }
+    match request.target_p99_us {
+        Some(0) => target.p99_us = None,
+        Some(us) => {
+            // The one that was given last holds.
+            target.p99_us = Some(us);
+            if request.target_inflation.is_none() {
+                target.inflation = None;
+            }
+        }
+        // An explicit p99 goes first: a multiple that is given now would be without effect beside it.
+        None if target.inflation.is_some() && request.target_inflation.is_some() => target.p99_us = None,
         None => {}
     }
-    own.weight = request.weight.or(own.weight);
-    own.paused = request.paused.unwrap_or(own.paused);
-    let words = |rate: Option<u64>| rate.map_or_else(|| "none".to_owned(), |rate| format!("{rate} bytes/s"));
-    let said = format!(
-        "Resync of class {name}: cap {}, floor {}, weight {}, {}.",
-        words(own.cap_bytes_per_sec),
-        words(own.floor_bytes_per_sec),
-        own.weight.map_or_else(|| "as always".to_owned(), |w| w.to_string()),
-        if own.paused { "paused" } else { "running" }
-    );
-    r.classes.retain(|_, own| *own != Default::default());
-    Ok(said)
+    if let Some(us) = request.target_p99_us {
+        said.push(if us == 0 { "no target p99".to_owned() } else { format!("target p99 {us} µs") });
+    }
+    Ok(())
 }
 
-fn profile(name: &str) -> Result<Profile, CallFailed> {
-    Profile::ALL.into_iter().find(|p| p.name() == name).ok_or_else(|| {
-        CallFailed::new(400, format!("{name:?} is no profile: write {}", Profile::ALL.map(Profile::name).join(", ")))
-    })
-}
-
-fn rate(what: &str, text: &str) -> Result<u64, CallFailed> {
-    parse_bytes_per_sec(text).map_err(|e| CallFailed::new(400, format!("{what}: {e}")))
-}
-
-/// Where floor and target come from.
-pub(super) fn origins(r: &ResyncSettings) -> BTreeMap<String, String> {
-    let origin = |own: bool| (if own { "override" } else { "profile" }).to_owned();
-    let target = r.target_p99_us.is_some() || r.target_inflation != r.profile.target_inflation();
-    BTreeMap::from([
-        ("floor".to_owned(), origin(r.floor_bytes_per_sec != r.profile.floor_bytes_per_sec())),
-        ("target".to_owned(), origin(target)),
-    ])
+/// A volume's limits after a request; what is absent stays.
+///
+/// # Errors
+/// A value that can't be read, or is out of range.
+pub(super) fn volume_limits(
+    old: VolumeLimits,
+    iops: Option<&Knob>,
+    bandwidth: Option<&str>,
+) -> Result<VolumeLimits, CallFailed> {
+    let mut limits = old;
+    let bad = |given: &dyn std::fmt::Display| {
+        wrong(format!("the IOPS limit can't be {given}: give a whole number of operations per second, or none"))
+    };
+    limits.iops = match iops {
+        None => old.iops,
+        Some(Knob::Text(text)) if is_none(text) => None,
+        Some(Knob::Text(text)) => Some(text.trim().parse().map_err(|_| bad(text))?),
+        Some(Knob::Number(n)) if n.fract() == 0.0 && (0.0..1e15).contains(n) => Some(*n as u64),
+        Some(Knob::Number(n)) => return Err(bad(n)),
+    };
+    limits.bytes_per_sec = match bandwidth {
+        None => old.bytes_per_sec,
+        Some(text) if is_none(text) => None,
+        Some(text) => Some(parse_bytes_per_sec(text).map_err(|e| wrong(format!("bandwidth limit: {e}")))?),
+    };
+    limits.check()?;
+    Ok(limits)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set(class: Option<&str>, cap: Option<&str>, floor: Option<&str>) -> ResyncSet {
-        let own = |text: Option<&str>| text.map(str::to_owned);
-        ResyncSet { class: own(class), cap: own(cap), floor: own(floor), ..ResyncSet::default() }
-    }
-
-    #[test]
-    fn a_profile_sets_floor_and_target_and_what_comes_later_overrides() {
-        let mut r = ResyncSettings::default();
-        assert_eq!(origins(&r)["floor"], "profile");
-        change(&mut r, &ResyncSet { target_p99_us: Some(5000), ..ResyncSet::default() }).unwrap();
-        assert_eq!((r.target_p99_us, origins(&r)["target"].as_str()), (Some(5000), "override"));
-        change(&mut r, &ResyncSet { profile: Some("recovery".into()), ..ResyncSet::default() }).unwrap();
-        assert_eq!((r.target_p99_us, r.target_inflation, r.floor_bytes_per_sec), (None, 5.0, 64 << 20));
-        change(&mut r, &set(None, None, Some("1MiB/s"))).unwrap();
-        assert_eq!((r.floor_bytes_per_sec, origins(&r)["floor"].as_str()), (1 << 20, "override"));
-        // The cap wins over a profile's floor.
-        change(&mut r, &set(None, Some("4MiB/s"), None)).unwrap();
-        change(&mut r, &ResyncSet { profile: Some("recovery".into()), ..ResyncSet::default() }).unwrap();
-        assert_eq!(r.floor_bytes_per_sec, 4 << 20);
-    }
-
-    #[test]
-    fn a_class_has_limits_of_its_own_until_they_are_taken_away() {
-        let mut r = ResyncSettings::default();
-        let request = ResyncSet { weight: Some(4), ..set(Some("repair"), Some("400MiB/s"), Some("20MiB/s")) };
-        change(&mut r, &request).unwrap();
-        let own = r.classes[&ResyncClass::Repair];
-        assert_eq!(
-            (own.cap_bytes_per_sec, own.floor_bytes_per_sec, own.weight),
-            (Some(400 << 20), Some(20 << 20), Some(4))
-        );
-        change(&mut r, &ResyncSet { paused: Some(true), ..set(Some("scrub"), None, None) }).unwrap();
-        assert!(r.is_paused(ResyncClass::Scrub) && !r.is_paused(ResyncClass::Repair));
-        change(&mut r, &ResyncSet { paused: Some(false), ..set(Some("scrub"), None, None) }).unwrap();
-        assert!(!r.classes.contains_key(&ResyncClass::Scrub), "nothing of its own is left");
-        change(&mut r, &set(Some("repair"), Some("none"), Some("none"))).unwrap();
-        assert_eq!(r.classes[&ResyncClass::Repair].cap_bytes_per_sec, None);
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        let bad = |request: ResyncSet| change(&mut ResyncSettings::default(), &request).unwrap_err().message;
-        assert!(bad(set(Some("repairs"), None, None)).contains("repair-critical, repair, drain, rebalance, scrub"));
-        assert!(
-            bad(ResyncSet { profile: Some("fast".into()), ..ResyncSet::default() }).contains("foreground, balanced")
-        );
-        assert!(bad(set(None, Some("18446744073709551616"), None)).contains("cap"));
-        assert!(bad(set(None, None, Some("-3MiB/s"))).contains("floor"));
-        assert!(bad(set(Some("repair"), Some("5 parsecs"), None)).contains("cap"));
-        assert!(bad(ResyncSet { weight: Some(4), ..ResyncSet::default() }).contains("--class"));
-        assert!(bad(set(Some("repair"), None, None)).contains("nothing was asked"));
-        let both = ResyncSet { target_inflation: Some(2.0), ..set(Some("drain"), None, None) };
-        assert!(bad(both).contains("hold for all classes"));
-    }
-}
+#[path = "resync_tests.rs"]
+mod tests;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::owner::{Figures, Owner};
-use super::resync;
 use super::survey::Survey;
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
@@ -15,6 +14,7 @@ use crate::core::manager::plan::{self, FULL_RATIO, NEAR_FULL_RATIO};
 use crate::core::manager::runtime::Life;
 use crate::core::placement as place;
 use crate::core::replica::StallReason;
+use crate::core::throttle::LimitedBy;
 use crate::core::units::HumanBytes;
 use crate::wire::control::SessionStats;
 
@@ -246,12 +246,8 @@ impl Owner {
         if map.settings.resync.paused {
             warnings.push("Resync is paused: `evenkeel resync resume` lets it go on.".to_owned());
         }
-        for (class, _) in map.settings.resync.classes.iter().filter(|(_, own)| own.paused) {
-            let name = class.name();
-            warnings.push(format!(
-                "Resync of class {name} is paused: `evenkeel resync resume --class {name}` lets it go on."
-            ));
-        }
+        warnings.extend(self.pause_warning());
+        warnings.extend(self.deadline_warning());
         let health = if !errors.is_empty() {
             "error"
         } else if !warnings.is_empty() {
@@ -264,7 +260,7 @@ impl Owner {
     }
 
     /// Figures of nodes that are heard.
-    fn live_figures(&self) -> impl Iterator<Item = &Figures> {
+    pub(super) fn live_figures(&self) -> impl Iterator<Item = &Figures> {
         let heard = |n: &NodeId| self.manager.runtime.nodes.get(n).is_some_and(|v| v.life != Life::Down);
         self.figures.iter().filter(move |(n, _)| heard(n)).map(|(_, f)| f)
     }
@@ -311,7 +307,14 @@ impl Owner {
     fn stall_info(&self, s: &SessionStats) -> Option<StallInfo> {
         let map = self.manager.state.map();
         let resync = &map.settings.resync;
-        let held_back = resync.paused || resync.cap_bytes_per_sec.is_some_and(|cap| cap < SLOW_CAP_BYTES_PER_SEC);
+        let (class, pg) = (ResyncClass::ALL.get(s.class as usize).copied().unwrap_or_default(), PgId::from_u64(s.pg));
+        let node_of = |disk: DiskId| map.disks.get(&disk).map_or(NodeId(0), |d| d.node);
+        let source = map.pgs.get(&pg).and_then(PgConfig::primary).map_or(NodeId(0), |p| node_of(p.disk));
+        let nodes = [source, node_of(DiskId(s.learner))];
+        let own_caps = nodes.iter().filter_map(|n| resync.nodes.get(n)?.cap_bytes_per_sec);
+        let class_cap = resync.classes.get(&class).and_then(|c| c.cap_bytes_per_sec);
+        let cap = own_caps.chain(resync.cap_bytes_per_sec).chain(class_cap).min();
+        let held_back = resync.holds_back(class, pg.pool, nodes) || cap.is_some_and(|cap| cap < SLOW_CAP_BYTES_PER_SEC);
         if s.stalled_ms == 0 || held_back {
             return None;
         }
@@ -345,7 +348,11 @@ impl Owner {
         let done: u64 = sessions.iter().map(|s| s.bytes_done).sum::<u64>() + self.job_bytes_done();
         let idle = sessions.is_empty() && waiting.is_empty();
         let rate = self.progress.per_sec(self.manager.now);
-        let eta = self.progress.eta(&to_do, self.manager.now).filter(|_| !idle && !self.is_held_back());
+        // All of it waits for an operator, wherever the pause was set.
+        let held = sessions.iter().all(|s| s.limited_by == LimitedBy::Paused.name())
+            && waiting.iter().all(|m| self.holds_move(m))
+            || self.is_held_back();
+        let eta = self.progress.eta(&to_do, self.manager.now).filter(|_| !idle && !held);
         let mut limits: BTreeMap<&str, usize> = BTreeMap::new();
         for s in sessions {
             *limits.entry(s.limited_by.as_str()).or_default() += 1;
@@ -355,8 +362,7 @@ impl Owner {
             _ if map.settings.resync.paused => "paused",
             Some(l) => l,
             None if waiting.is_empty() => "nothing",
-            None if self.manager.planning.job.paused => "paused",
-            None if waiting.iter().all(|m| map.settings.resync.is_paused(m.class)) => "paused",
+            None if waiting.iter().all(|m| self.holds_move(m)) || self.manager.planning.job.paused => "paused",
             None => "slots",
         };
         ResyncStatus {
@@ -373,33 +379,6 @@ impl Owner {
             paused: map.settings.resync.paused,
             job: self.current_job().map(|j| j.id),
             job_paused: self.current_job().is_some_and(|j| j.state == JobState::Paused),
-        }
-    }
-
-    /// `GET /v1/resync`.
-    pub(super) fn resync_info(&self) -> ResyncInfo {
-        let map = self.manager.state.map();
-        let r = &map.settings.resync;
-        let by_class = self.totals.by_class();
-        let name = |(i, c): (usize, &ResyncClass)| (c.name().to_owned(), by_class.get(i).copied().unwrap_or(0));
-        let pending = map.nodes.values().filter(|n| {
-            n.admin_state != NodeAdminState::Removed
-                && self.manager.runtime.nodes.get(&n.id).is_none_or(|v| v.life == Life::Down || v.conn.is_none())
-        });
-        let sessions = self.sessions();
-        ResyncInfo {
-            status: self.resync_status(&sessions),
-            cap_bytes_per_sec: r.cap_bytes_per_sec,
-            floor_bytes_per_sec: r.floor_bytes_per_sec,
-            target_inflation: r.target_inflation,
-            target_p99_us: r.target_p99_us,
-            paused: r.paused,
-            profile: r.profile,
-            origins: resync::origins(r),
-            classes: r.classes.clone(),
-            bytes_by_class: ResyncClass::ALL.iter().enumerate().map(name).collect(),
-            sessions,
-            pending_nodes: pending.map(|n| n.name.clone()).collect(),
         }
     }
 
@@ -495,6 +474,8 @@ impl Owner {
             attached_to: (!volume.attached_to.is_empty()).then(|| volume.attached_to.clone()),
             incarnation: volume.incarnation,
             priority: volume.priority,
+            iops_limit: volume.limits.iops,
+            bandwidth_limit_bytes_per_sec: volume.limits.bytes_per_sec,
             state: state.to_owned(),
             stripes: volume.stripes.clone(),
             pgs,

@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod nbd;
+pub mod qos;
 pub mod router;
 pub mod volume;
 
@@ -189,7 +190,8 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
         router.tell_loss();
     }
     let volume = Arc::new(Volume::new(VolumeId(id), router.clone()));
-    let export = Arc::new(Export::new(&config.volume, volume));
+    volume.follow_limits();
+    let export = Arc::new(Export::new(&config.volume, volume.clone()));
     let listener = match &config.listen {
         ListenAt::Unix(path) => Listener::bind_unix(path, nbd::listener::SOCKET_MODE).await?,
         ListenAt::Tcp(addr) => Listener::bind_tcp(*addr).await?,
@@ -204,6 +206,7 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
                 News::Map(map) => {
                     metrics.map_version.set(map.version as i64);
                     router.set_map(map);
+                    volume.follow_limits();
                 }
                 News::Fenced => router.fence(),
             }

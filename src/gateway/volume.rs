@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 
 use super::nbd::{Backend, Extent, IoError, ReadReply, Segment};
+use super::qos::Qos;
 use super::router::Router;
 use crate::core::hashtree;
 use crate::core::ids::{ChunkId, PgId, VolumeId};
@@ -19,6 +20,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 pub struct Volume {
     id: VolumeId,
     router: Arc<Router>,
+    qos: Qos,
 }
 
 fn failed(reply: &ClientReply) -> IoError {
@@ -31,7 +33,14 @@ fn failed(reply: &ClientReply) -> IoError {
 impl Volume {
     /// The volume behind a router.
     pub fn new(id: VolumeId, router: Arc<Router>) -> Self {
-        Volume { id, router }
+        Volume { id, router, qos: Qos::default() }
+    }
+
+    /// The limits that the router's map has for the volume hold from now on.
+    pub fn follow_limits(&self) {
+        if let Some(volume) = self.router.map().volumes.get(&self.id) {
+            self.qos.set(volume.limits);
+        }
     }
 
     /// Splits a range at chunks and piece sizes: (chunk, its PG, byte offset in it, length).
@@ -110,6 +119,7 @@ impl Backend for Volume {
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<ReadReply, IoError> {
+        self.qos.take(u64::from(len)).await;
         let pieces = self.pieces(offset, u64::from(len), PIECE_BYTES)?;
         let reads = pieces.into_iter().map(|(chunk, pg, at, n)| {
             self.router.submit(pg, ClientOp::Read { chunk, offset: at as u32, len: n as u32 })
@@ -128,6 +138,7 @@ impl Backend for Volume {
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), IoError> {
+        self.qos.take(data.len() as u64).await;
         let pieces = self.pieces(offset, data.len() as u64, PIECE_BYTES)?;
         let writes = pieces.into_iter().scan(0usize, |from, (chunk, pg, at, n)| {
             let part = data.slice(*from..*from + n as usize);
@@ -142,10 +153,13 @@ impl Backend for Volume {
     }
 
     async fn trim(&self, offset: u64, len: u32, fua: bool) -> Result<(), IoError> {
+        // Nothing travels but the request.
+        self.qos.take(0).await;
         self.zero(offset, u64::from(len), fua).await
     }
 
     async fn write_zeroes(&self, offset: u64, len: u32, _no_hole: bool, fua: bool) -> Result<(), IoError> {
+        self.qos.take(0).await;
         self.zero(offset, u64::from(len), fua).await
     }
 

@@ -243,7 +243,7 @@ pub fn load(store: &dyn MetaStore) -> Result<ClusterState, MetaError> {
             }
             kind::SETTINGS => {
                 let (m, whole) = envelope::decode::<map::Settings>(&key, body)?;
-                map.settings = m.into();
+                map.settings = core::Settings::try_from(m).map_err(|e| bad(&e))?;
                 (RecordKey::Settings, whole)
             }
             kind::JOB => {

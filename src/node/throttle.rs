@@ -14,7 +14,7 @@
 //! limiter: it starts empty, and what its predecessor had already earned is kept as the gate's balance, at most one
 //! burst. So changes of rate neither give bytes away nor lose them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -335,9 +335,22 @@ impl Disk {
 /// All disks' throttles of one node.
 pub struct Throttle {
     disks: RwLock<HashMap<DiskId, Arc<Disk>>>,
-    policy: Mutex<Policy>,
+    policy: Mutex<Policies>,
     recent: Mutex<Recent>,
     changed: Notify,
+}
+
+#[derive(Default, PartialEq)]
+struct Policies {
+    all: Policy,
+    /// Disks for which another one holds.
+    own: BTreeMap<DiskId, Policy>,
+}
+
+impl Policies {
+    fn of(&self, disk: DiskId) -> Policy {
+        self.own.get(&disk).copied().unwrap_or(self.all)
+    }
 }
 
 struct Recent {
@@ -357,23 +370,30 @@ impl Throttle {
     pub fn new() -> Self {
         Throttle {
             disks: RwLock::default(),
-            policy: Mutex::new(Policy::default()),
+            policy: Mutex::default(),
             recent: Mutex::new(Recent { ticked: Instant::now(), ticks: VecDeque::new() }),
             changed: Notify::new(),
         }
     }
 
-    /// Takes the operator's settings; they act at once, also on who waits. The same settings again change nothing.
+    /// Takes the operator's settings for all disks; they act at once, also on who waits. The same settings again change
+    /// nothing.
     pub fn apply(&self, settings: &ResyncSettings) {
-        let policy = Policy::from(settings);
+        self.apply_each(settings, BTreeMap::new());
+    }
+
+    /// The same, with policies of single disks.
+    pub fn apply_each(&self, settings: &ResyncSettings, own: BTreeMap<DiskId, Policy>) {
+        let new = Policies { all: Policy::from(settings), own };
         {
             let mut now = self.policy.lock();
-            if *now == policy {
+            if *now == new {
                 return;
             }
-            *now = policy;
-            // Under the policy's lock, so that of two calls the later wins on every disk.
-            for disk in self.disks.read().values() {
+            *now = new;
+            // Under the policies' lock, so that of two calls the later wins on every disk.
+            for (id, disk) in self.disks.read().iter() {
+                let policy = now.of(*id);
                 let control = &mut *disk.control.lock();
                 control.decision = control.controller.set_policy(policy);
                 disk.enforce(control, &policy, 0.1);
@@ -440,10 +460,10 @@ impl Throttle {
         };
         let mut all = Histogram::default();
         {
-            let policy = self.policy.lock();
+            let policies = self.policy.lock();
             let disks: Vec<(DiskId, Arc<Disk>)> = self.disks.read().iter().map(|(id, d)| (*id, d.clone())).collect();
             for (id, disk) in disks {
-                all.merge(&disk.tick(id, &policy, elapsed));
+                all.merge(&disk.tick(id, &policies.of(id), elapsed));
             }
         }
         let mut recent = self.recent.lock();
@@ -461,7 +481,7 @@ impl Throttle {
 
     /// What bounds a class of resync on this disk now.
     pub fn limited_by(&self, disk: DiskId, class: ResyncClass) -> &'static str {
-        let own = self.policy.lock().classes[class_index(class)];
+        let own = self.policy.lock().of(disk).classes[class_index(class)];
         if own.is_paused() {
             return LimitedBy::Paused.name();
         }
@@ -503,8 +523,8 @@ impl Throttle {
             return f(disk);
         }
         let disk = {
-            let policy = self.policy.lock();
-            self.disks.write().entry(id).or_insert_with(|| Arc::new(Disk::new(*policy))).clone()
+            let policies = self.policy.lock();
+            self.disks.write().entry(id).or_insert_with(|| Arc::new(Disk::new(policies.of(id)))).clone()
         };
         f(&disk)
     }

@@ -550,6 +550,12 @@ pub struct DiskStats {
     /// For how long it has not answered an operation; 0: it works (R7).
     #[prost(uint64, tag = "6")]
     pub hung_ms: u64,
+    /// Guests' recent p99 as the throttle sees it; 0: no guest, or not known yet.
+    #[prost(uint64, tag = "7")]
+    pub foreground_p99_us: u64,
+    /// What the throttle aims at; 0: not known yet.
+    #[prost(uint64, tag = "8")]
+    pub target_p99_us: u64,
 }
 
 /// A resync session's progress, as its primary sees it.

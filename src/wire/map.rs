@@ -7,6 +7,8 @@ use prost::Message;
 use crate::core::cluster as core;
 use crate::core::ids::{BootId, DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
 
+pub use super::settings::Settings;
+
 /// A record that this binary can't take: a field is missing or out of range.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the map's {record} record has a bad {field}: {value}")]
@@ -19,7 +21,7 @@ pub struct DecodeRecord {
     pub value: String,
 }
 
-fn bad(record: &'static str, field: &'static str, value: impl ToString) -> DecodeRecord {
+pub(super) fn bad(record: &'static str, field: &'static str, value: impl ToString) -> DecodeRecord {
     DecodeRecord { record, field, value: value.to_string() }
 }
 
@@ -145,6 +147,12 @@ pub struct Volume {
     /// See [`core::Volume::durability`].
     #[prost(uint64, tag = "10")]
     pub durability: u64,
+    /// Operations per second that its guest may do.
+    #[prost(uint64, optional, tag = "11")]
+    pub iops_limit: Option<u64>,
+    /// Bytes per second that its guest may read or write.
+    #[prost(uint64, optional, tag = "12")]
+    pub bytes_per_sec_limit: Option<u64>,
 }
 
 /// See [`core::Replica`].
@@ -205,58 +213,6 @@ pub struct PgConfig {
     /// Members without which nothing is served (R2, R5).
     #[prost(uint32, tag = "9")]
     pub members_min: u32,
-}
-
-/// See [`core::Settings`].
-#[derive(Clone, PartialEq, Message)]
-pub struct Settings {
-    /// Cap over all classes.
-    #[prost(uint64, optional, tag = "1")]
-    pub cap_bytes_per_sec: Option<u64>,
-    /// Floor over all classes.
-    #[prost(uint64, tag = "2")]
-    pub floor_bytes_per_sec: u64,
-    /// Target as a multiple of the baseline.
-    #[prost(double, tag = "3")]
-    pub target_inflation: f64,
-    /// Explicit target.
-    #[prost(uint64, optional, tag = "4")]
-    pub target_p99_us: Option<u64>,
-    /// Paused.
-    #[prost(bool, tag = "5")]
-    pub paused: bool,
-    /// Grace.
-    #[prost(double, tag = "6")]
-    pub grace_seconds: f64,
-    /// Debounce.
-    #[prost(double, tag = "7")]
-    pub debounce_seconds: f64,
-    /// Index into `Profile::ALL`; absent: balanced.
-    #[prost(uint32, optional, tag = "8")]
-    pub profile: Option<u32>,
-    /// Classes with limits of their own.
-    #[prost(message, repeated, tag = "9")]
-    pub classes: Vec<ClassSettings>,
-}
-
-/// See [`core::ClassSettings`].
-#[derive(Clone, PartialEq, Message)]
-pub struct ClassSettings {
-    /// Index into `ResyncClass::ALL`.
-    #[prost(uint32, tag = "1")]
-    pub class: u32,
-    /// Cap.
-    #[prost(uint64, optional, tag = "2")]
-    pub cap_bytes_per_sec: Option<u64>,
-    /// Floor.
-    #[prost(uint64, optional, tag = "3")]
-    pub floor_bytes_per_sec: Option<u64>,
-    /// Weight.
-    #[prost(uint32, optional, tag = "4")]
-    pub weight: Option<u32>,
-    /// Paused.
-    #[prost(bool, tag = "5")]
-    pub paused: bool,
 }
 
 impl From<&core::Node> for Node {
@@ -395,6 +351,8 @@ impl From<&core::Volume> for Volume {
             durability: v.durability,
             priority: v.priority,
             deleting: v.deleting,
+            iops_limit: v.limits.iops,
+            bytes_per_sec_limit: v.limits.bytes_per_sec,
         }
     }
 }
@@ -418,6 +376,7 @@ impl TryFrom<Volume> for core::Volume {
             durability: v.durability,
             priority: v.priority,
             deleting: v.deleting,
+            limits: core::VolumeLimits { iops: v.iops_limit, bytes_per_sec: v.bytes_per_sec_limit },
         })
     }
 }
@@ -494,63 +453,6 @@ impl TryFrom<PgConfig> for core::PgConfig {
     }
 }
 
-impl From<&core::Settings> for Settings {
-    fn from(s: &core::Settings) -> Self {
-        Settings {
-            cap_bytes_per_sec: s.resync.cap_bytes_per_sec,
-            floor_bytes_per_sec: s.resync.floor_bytes_per_sec,
-            target_inflation: s.resync.target_inflation,
-            target_p99_us: s.resync.target_p99_us,
-            paused: s.resync.paused,
-            grace_seconds: s.grace_seconds,
-            debounce_seconds: s.debounce_seconds,
-            // The default is left out, so that a release which doesn't know profiles can rewrite the record (R28).
-            profile: (s.resync.profile != core::Profile::default()).then_some(s.resync.profile as u32),
-            classes: s.resync.classes.iter().map(class_settings).collect(),
-        }
-    }
-}
-
-fn class_settings((class, c): (&core::ResyncClass, &core::ClassSettings)) -> ClassSettings {
-    ClassSettings {
-        class: class_index(*class),
-        cap_bytes_per_sec: c.cap_bytes_per_sec,
-        floor_bytes_per_sec: c.floor_bytes_per_sec,
-        weight: c.weight,
-        paused: c.paused,
-    }
-}
-
-impl From<Settings> for core::Settings {
-    fn from(s: Settings) -> Self {
-        core::Settings {
-            resync: core::ResyncSettings {
-                cap_bytes_per_sec: s.cap_bytes_per_sec,
-                floor_bytes_per_sec: s.floor_bytes_per_sec,
-                target_inflation: s.target_inflation,
-                target_p99_us: s.target_p99_us,
-                paused: s.paused,
-                profile: s.profile.and_then(|p| core::Profile::ALL.get(p as usize).copied()).unwrap_or_default(),
-                classes: s
-                    .classes
-                    .into_iter()
-                    .filter_map(|c| {
-                        let own = core::ClassSettings {
-                            cap_bytes_per_sec: c.cap_bytes_per_sec,
-                            floor_bytes_per_sec: c.floor_bytes_per_sec,
-                            weight: c.weight,
-                            paused: c.paused,
-                        };
-                        Some((*core::ResyncClass::ALL.get(c.class as usize)?, own))
-                    })
-                    .collect(),
-            },
-            grace_seconds: s.grace_seconds,
-            debounce_seconds: s.debounce_seconds,
-        }
-    }
-}
-
 /// A delta that doesn't fit the receiver's map.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ApplyDelta {
@@ -592,6 +494,7 @@ pub fn apply_delta(map: &mut core::ClusterMap, delta: super::control::MapDelta) 
     let pools = delta.pools.into_iter().map(core::Pool::try_from).collect::<Result<Vec<_>, _>>()?;
     let volumes = delta.volumes.into_iter().map(core::Volume::try_from).collect::<Result<Vec<_>, _>>()?;
     let pgs = delta.pgs.into_iter().map(core::PgConfig::try_from).collect::<Result<Vec<_>, _>>()?;
+    let settings = delta.settings.map(core::Settings::try_from).transpose()?;
     let cluster = delta.cluster.as_slice().try_into().map_err(|_| bad("map", "cluster", delta.cluster.len()))?;
     if delta.from_version == 0 {
         *map = core::ClusterMap::default();
@@ -605,8 +508,8 @@ pub fn apply_delta(map: &mut core::ClusterMap, delta: super::control::MapDelta) 
     map.pools.extend(pools.into_iter().map(|p| (p.id, p)));
     map.volumes.extend(volumes.into_iter().map(|v| (v.id, v)));
     map.pgs.extend(pgs.into_iter().map(|p| (p.pg, p)));
-    if let Some(settings) = delta.settings {
-        map.settings = settings.into();
+    if let Some(settings) = settings {
+        map.settings = settings;
     }
     for id in delta.removed_volumes {
         map.volumes.remove(&VolumeId(id));

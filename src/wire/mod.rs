@@ -10,4 +10,5 @@ pub mod frame;
 pub mod leases;
 pub mod map;
 pub mod replica;
+pub mod settings;
 pub mod stored;

@@ -26,6 +26,7 @@ mod guest;
 mod hung_disk;
 mod jobs;
 mod kills;
+mod knobs;
 mod old_disks;
 mod overlaps;
 mod partitions;
@@ -92,6 +93,10 @@ const TESTS: &[Test] = tests! {
     LONG resync::a_killed_coordinator_resumes;
     ALWAYS resync::the_cap_holds_and_none_removes_it;
     ALWAYS resync::a_paused_class_waits_and_settings_last;
+    ALWAYS knobs::settings_act_at_once_name_their_origin_and_last;
+    ALWAYS knobs::a_paused_pool_or_node_takes_no_copies;
+    ALWAYS knobs::a_deadline_raises_the_floor_as_far_as_the_cap_allows;
+    ALWAYS knobs::a_volumes_limits_hold_live_in_its_gateway;
     ALWAYS jobs::a_job_is_paused_cancelled_and_asked_for_again;
     ALWAYS jobs::a_repair_is_not_cancelled;
     ALWAYS jobs::a_volumes_redundancy_is_shown;

@@ -113,9 +113,9 @@ pub fn a_paused_class_waits_and_settings_last() {
     let refused = dev.try_cli(&["resync", "set", "--class", "rebalances", "--cap", "5MiB/s"]);
     assert!(refused.stderr.contains("repair-critical, repair, drain, rebalance, scrub"), "{}", refused.stderr);
     let refused = dev.try_cli(&["resync", "set", "--class", "drain", "--cap", "5MiB/s", "--floor", "6MiB/s"]);
-    assert!(refused.stderr.contains("above the class's cap"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("above the cap of class drain"), "{}", refused.stderr);
     let shown = dev.cli(&["resync", "set", "--profile", "recovery", "--cap", "none"]);
-    assert!(shown.contains("profile recovery, cap none, floor 64 MiB/s (profile)"), "{shown}");
+    assert!(shown.contains("profile recovery (profile), cap none (default), floor 64 MiB/s (profile)"), "{shown}");
     dev.cli(&["resync", "set", "--class", "drain", "--weight", "9"]);
     let shown = dev.cli(&["resync", "pause", "--class", "rebalance"]);
     assert!(shown.contains("rebalance: cap none, floor none, weight as always, paused"), "{shown}");

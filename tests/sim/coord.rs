@@ -161,7 +161,7 @@ impl Coordinator {
             debounce_seconds: setup.debounce_seconds,
             ..Settings::default()
         };
-        run(&mut state, Command::SetSettings { settings })?;
+        run(&mut state, Command::SetSettings { settings: Box::new(settings) })?;
         let ignored = setup.canary == Some(Canary::MinimumIgnored);
         let spec = PoolSpec {
             name: "p".into(),

@@ -7,19 +7,22 @@
 
 mod daemons;
 mod planning;
+mod resync;
+mod volumes;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::core::cluster::FailureDomain;
-use crate::core::units::{parse_bytes, parse_bytes_per_sec};
 
 pub use daemons::{
     CoordinatorCommand, CoordinatorRunArgs, DemoArgs, DevArgs, DevCommand, DevRunArgs, DevSignal, GatewayArgs,
     InitArgs, NodeRunArgs,
 };
 pub use planning::{MetaCommand, PlanArgs, SimulateArgs};
+pub use resync::{PauseArgs, ResyncCommand, ResyncSetArgs};
+pub use volumes::VolumeCommand;
 
 use daemons::{DEMO_EXAMPLES, DEV_EXAMPLES, GATEWAY_EXAMPLES, NODE_RUN_EXAMPLES};
 use planning::{PLAN_EXAMPLES, SIMULATE_EXAMPLES};
@@ -361,150 +364,6 @@ pub struct PoolChange {
     pub durability: Option<String>,
 }
 
-/// `volume …`.
-#[derive(Debug, Subcommand)]
-pub enum VolumeCommand {
-    /// Make a volume; it takes space as it is written
-    #[command(
-        after_help = "Examples:\n  evenkeel volume create vm1 --size 10GiB\n  evenkeel volume create db --size 1TiB --priority 10"
-    )]
-    Create {
-        name: String,
-        /// A multiple of 512 bytes
-        #[arg(long, value_parser = parse_bytes)]
-        size: u64,
-        /// The pool [default: the one named default]
-        #[arg(long)]
-        pool: Option<String>,
-        /// Higher is resynced first [default: 0]
-        #[arg(long, allow_negative_numbers = true)]
-        priority: Option<i32>,
-        /// Success when it is there already with that size
-        #[arg(long)]
-        if_not_exists: bool,
-    },
-    /// All volumes
-    List,
-    /// One volume: its layout, how many of its chunks have all their copies, on which disks, and when all will have
-    #[command(after_help = "Example:\n  evenkeel volume show vm1")]
-    Show { name: String },
-    /// Grow a volume, or shrink it with --yes
-    #[command(after_help = "Example:\n  evenkeel volume resize vm1 --size 20GiB")]
-    Resize {
-        name: String,
-        /// A multiple of 512 bytes
-        #[arg(long, value_parser = parse_bytes)]
-        size: u64,
-        /// Yes, drop what lies beyond the new end
-        #[arg(long)]
-        yes: bool,
-    },
-    /// Change a volume's settings
-    Set {
-        name: String,
-        /// Higher is resynced first; 0 is usual
-        #[arg(long, allow_negative_numbers = true)]
-        priority: i32,
-    },
-    /// Delete a volume and its data
-    Delete {
-        name: String,
-        /// Yes, drop its data
-        #[arg(long)]
-        yes: bool,
-        /// Success when there is none
-        #[arg(long)]
-        if_exists: bool,
-    },
-    /// Print volume hashes as b3sum does; equal to `evenkeel hash` of the raw content
-    Hash {
-        #[arg(required = true)]
-        names: Vec<String>,
-    },
-}
-
-/// `resync …`.
-#[derive(Debug, Subcommand)]
-pub enum ResyncCommand {
-    /// What runs, how fast, and what limits it
-    Status,
-    /// Progress bars until nothing moves
-    Watch,
-    /// Change limits; acts within a second and is kept
-    #[command(
-        after_help = "Examples:\n  evenkeel resync set --profile recovery\n  evenkeel resync set --cap 20MiB/s\n  evenkeel resync set --cap none\n  evenkeel resync set --target-p99 5ms\n  evenkeel resync set --class repair --floor 20MiB/s --cap 400MiB/s --weight 4"
-    )]
-    Set(ResyncSetArgs),
-    /// The last 100 jobs: every plan that moved something, why, who asked for it, and what became of it
-    #[command(after_help = "Example:\n  evenkeel resync jobs -o json")]
-    Jobs {
-        /// Only one
-        #[arg(long, value_name = "N")]
-        job: Option<u64>,
-    },
-    /// Stop all background copies, or those of one job; nothing is lost
-    #[command(
-        after_help = "Examples:\n  evenkeel resync pause\n  evenkeel resync pause --class rebalance\n  evenkeel resync pause --job 7"
-    )]
-    Pause {
-        /// Only this class
-        #[arg(long, value_name = "CLASS", conflicts_with = "job")]
-        class: Option<String>,
-        /// Only the moves of this job
-        #[arg(long, value_name = "N")]
-        job: Option<u64>,
-    },
-    /// Go on; a cancelled job is planned anew
-    #[command(after_help = "Examples:\n  evenkeel resync resume\n  evenkeel resync resume --job 7")]
-    Resume {
-        /// Only this class
-        #[arg(long, value_name = "CLASS", conflicts_with = "job")]
-        class: Option<String>,
-        /// Only this job
-        #[arg(long, value_name = "N")]
-        job: Option<u64>,
-    },
-    /// Give up a job's drains and rebalances; repairs of missing copies go on
-    ///
-    /// Half-made copies are removed. Nothing of it is planned again until the topology changes or the job is resumed.
-    #[command(after_help = "Example:\n  evenkeel resync cancel --job 7")]
-    Cancel {
-        /// Which job
-        #[arg(long, value_name = "N")]
-        job: u64,
-    },
-}
-
-/// `resync set`: at least one thing.
-#[derive(Clone, Debug, Args)]
-#[group(required = true, multiple = true)]
-pub struct ResyncSetArgs {
-    /// Floor and target in one word: foreground, balanced or recovery; other options given with it override it
-    #[arg(long, value_name = "PROFILE")]
-    pub profile: Option<String>,
-    /// The class that cap, floor and weight are for: repair-critical, repair, drain, rebalance or scrub
-    #[arg(long, value_name = "CLASS")]
-    pub class: Option<String>,
-    /// The class's part of what is left above the floors, against other classes' (16, 8, 4, 2, 1); 1 to 1000
-    #[arg(long, value_name = "N", requires = "class")]
-    pub weight: Option<u32>,
-    /// Bytes per second and disk that it never exceeds, as 20MiB/s; `none` removes the cap
-    #[arg(long, value_parser = parse_rate_or_none)]
-    pub cap: Option<String>,
-    /// Bytes per second and disk that it always gets; `none` removes a class's
-    #[arg(long, value_parser = parse_rate_or_none)]
-    pub floor: Option<String>,
-    /// Foreground p99 to aim at, as a multiple of the quiet one (at least 1)
-    #[arg(long, value_name = "K", value_parser = parse_inflation)]
-    pub target_inflation: Option<f64>,
-    /// Foreground p99 to aim at, as 5ms or 800us; `none` goes back to a multiple of the quiet one
-    #[arg(long, value_name = "TIME", value_parser = parse_latency_us)]
-    pub target_p99: Option<u64>,
-    /// The same in microseconds; 0 removes it
-    #[arg(long, value_name = "US", hide = true, conflicts_with = "target_p99")]
-    pub target_p99_us: Option<u64>,
-}
-
 /// `token …`.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
@@ -536,37 +395,6 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
     const YEAR: f64 = 365.0 * 86_400.0;
     let seconds: f64 = text.parse().map_err(|_| "write seconds, as in 30 or 0.5".to_owned())?;
     if (0.0..=YEAR).contains(&seconds) { Ok(seconds) } else { Err("seconds lie between 0 and one year".to_owned()) }
-}
-
-fn parse_inflation(text: &str) -> Result<f64, String> {
-    let k: f64 = text.parse().map_err(|_| "write a number, as in 2 or 1.5".to_owned())?;
-    if (1.0..=1000.0).contains(&k) { Ok(k) } else { Err("it lies between 1 and 1000".to_owned()) }
-}
-
-/// Microseconds; 0: none.
-fn parse_latency_us(text: &str) -> Result<u64, String> {
-    if text == "none" {
-        return Ok(0);
-    }
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let us = match unit.trim() {
-        "us" | "µs" => 1.0,
-        "ms" => 1e3,
-        "s" => 1e6,
-        _ => return Err("write a time with its unit, as in 800us, 5ms or 1s".to_owned()),
-    };
-    let value =
-        number.parse::<f64>().map_err(|_| "write a time with its unit, as in 800us, 5ms or 1s".to_owned())? * us;
-    if (1.0..=60e6).contains(&value) { Ok(value as u64) } else { Err("it lies between 1us and 60s".to_owned()) }
-}
-
-fn parse_rate(text: &str) -> Result<String, String> {
-    parse_bytes_per_sec(text).map(|rate| rate.to_string()).map_err(|e| e.to_string())
-}
-
-fn parse_rate_or_none(text: &str) -> Result<String, String> {
-    if text == "none" { Ok(text.to_owned()) } else { parse_rate(text) }
 }
 
 fn parse_failure_domain(text: &str) -> Result<FailureDomain, String> {
@@ -623,6 +451,8 @@ mod tests {
             "evenkeel volume create v --size 1GiB --priority -2",
             "evenkeel volume resize v --size 2GiB",
             "evenkeel volume set v --priority -3",
+            "evenkeel volume set v --iops-limit 500 --bandwidth-limit none",
+            "evenkeel volume create v --size 1GiB --iops-limit 500 --bandwidth-limit 50MiB/s",
             "evenkeel volume hash v w",
             "evenkeel plan --add-node name=n9,disks=1x1TiB --remove-node n1 --replicas default=2",
             "evenkeel plan --map m.json --failure-domain default=rack --write-map o.json --foreground-share 0.3",
@@ -631,6 +461,15 @@ mod tests {
             "evenkeel meta export",
             "evenkeel resync set --cap 20MiB/s",
             "evenkeel resync set --cap none --target-p99-us 0",
+            "evenkeel resync set --target-p99 5ms --floor default --cap 60MiB/s",
+            "evenkeel resync set --class repair --floor 20MiB/s --cap 400MiB/s --weight 4",
+            "evenkeel resync set --timezone Europe/Berlin --deadline 18:00 --deadline-wins latency",
+            "evenkeel resync set --window none --deadline none",
+            "evenkeel resync set --node n1 --profile default",
+            "evenkeel resync set --pool p --target-inflation 2.0",
+            "evenkeel resync set --volume v --target-p99 800us",
+            "evenkeel resync pause --node n1",
+            "evenkeel resync resume --pool p",
             "evenkeel resync jobs",
             "evenkeel resync jobs --job 3 -o json",
             "evenkeel resync pause",
@@ -663,9 +502,19 @@ mod tests {
             "evenkeel pool create p --failure-domain moon",
             "evenkeel volume create v",
             "evenkeel volume create v --size 4XB",
+            "evenkeel volume set v",
+            "evenkeel volume set v --bandwidth-limit fast",
             "evenkeel resync set",
             "evenkeel resync set --cap quick",
             "evenkeel resync set --target-inflation 0.5",
+            "evenkeel resync set --target-inflation NaN",
+            "evenkeel resync set --target-p99 5",
+            "evenkeel resync set --target-p99 0ms",
+            "evenkeel resync set --cap -5MiB/s",
+            "evenkeel resync set --weight 3",
+            "evenkeel resync set --pool p --deadline 20h",
+            "evenkeel resync set --node n --volume v --cap 5MiB/s",
+            "evenkeel resync pause --node n --pool p",
             "evenkeel resync cancel",
             "evenkeel resync pause --job all",
             "evenkeel hash",

@@ -165,7 +165,14 @@ impl Demo {
     /// Makes the volume, starts a gateway for it, and connects as a guest does.
     fn attach(&self) -> anyhow::Result<NbdClient> {
         let client = self.cluster.client()?;
-        let request = VolumeCreate { name: VOLUME.to_owned(), size_bytes: self.size, pool: None, priority: None };
+        let request = VolumeCreate {
+            name: VOLUME.to_owned(),
+            size_bytes: self.size,
+            pool: None,
+            priority: None,
+            iops_limit: None,
+            bandwidth_limit: None,
+        };
         client.post_text("/v1/volumes", &request)?;
         let socket = self.socket();
         self.cluster.announce()?;

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 
 use super::{
     DiskAdminState, FailureDomain, Job, JobState, Learner, NodeAdminState, PgConfig, Replica, Settings, Volume,
+    VolumeLimits,
 };
 use crate::core::ids::{ClusterId, DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
+use crate::core::throttle::settings::BadSetting;
 
 /// A change of the map. People name things by name, daemons by id.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,6 +108,13 @@ pub enum Command {
         /// Higher is resynced first.
         priority: i32,
     },
+    /// Changes what a volume's guest may do.
+    SetVolumeLimits {
+        /// Name.
+        volume: String,
+        /// All of them.
+        limits: VolumeLimits,
+    },
     /// Marks a volume for deletion.
     DeleteVolume {
         /// Name.
@@ -119,7 +128,7 @@ pub enum Command {
     /// Replaces the operator settings.
     SetSettings {
         /// All of them.
-        settings: Settings,
+        settings: Box<Settings>,
     },
     /// A gateway wants a volume read-write (R14).
     Attach {
@@ -455,6 +464,8 @@ pub enum Refusal {
     NotAttached { volume: VolumeId, incarnation: u64 },
     #[error("the setting {name} can't be {value}: {way_out}")]
     SettingInvalid { name: &'static str, value: String, way_out: &'static str },
+    #[error(transparent)]
+    ResyncInvalid(#[from] BadSetting),
     #[error(
         "PG {pg} is at generation {have}, the change was made for {base}: read the new configuration and decide again"
     )]
@@ -521,6 +532,7 @@ impl Refusal {
             | Refusal::SizeUnaligned(_)
             | Refusal::SizeTooLarge(_)
             | Refusal::SettingInvalid { .. }
+            | Refusal::ResyncInvalid(_)
             | Refusal::ProposalZero => RefusalKind::Invalid,
             _ => RefusalKind::Conflict,
         }

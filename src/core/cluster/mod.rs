@@ -14,6 +14,8 @@ pub mod job;
 pub mod layout;
 mod pgs;
 mod pools;
+mod qos;
+mod resync;
 pub mod state;
 
 use std::collections::BTreeMap;
@@ -22,6 +24,11 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 pub use job::{Job, JobState};
+pub use qos::{BANDWIDTH_MAX, BANDWIDTH_MIN, IOPS_MAX, VolumeLimits};
+pub use resync::{
+    ClassSettings, DAY_MINUTES, DeadlineWins, Limits, NodeOverrides, NodeSettings, Profile, ResyncConfig,
+    ResyncSettings, Target, Window,
+};
 
 use super::ids::{BootId, ChunkId, ClusterId, DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
 use super::units::CHUNK_BYTES;
@@ -193,6 +200,8 @@ pub struct Volume {
     pub priority: i32,
     /// Being deleted: its chunks are dropped, then the record becomes a tombstone.
     pub deleting: bool,
+    /// What its guest may do.
+    pub limits: VolumeLimits,
 }
 
 impl Volume {
@@ -355,8 +364,11 @@ impl PgConfig {
 /// Operator settings that daemons follow live.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Throttle of resync.
+    /// Throttle of resync: what is in effect, and all that nodes need.
     pub resync: ResyncSettings,
+    /// What operators said of it; [`crate::core::throttle::settings::effective`] makes `resync` from it and the time.
+    #[serde(default)]
+    pub config: ResyncConfig,
     /// Time between a node's loss and its re-replication elsewhere.
     pub grace_seconds: f64,
     /// Joins within this time make one plan.
@@ -365,117 +377,11 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { resync: ResyncSettings::default(), grace_seconds: 600.0, debounce_seconds: 10.0 }
-    }
-}
-
-/// Throttle settings. Rates are bytes per second and hold per disk, reads and writes counted apart.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ResyncSettings {
-    /// Over all classes; `None`: no cap.
-    pub cap_bytes_per_sec: Option<u64>,
-    /// Over all classes: what resync gets however busy the foreground is.
-    pub floor_bytes_per_sec: u64,
-    /// Foreground p99 that the throttle aims at, as a multiple of the quiet baseline.
-    pub target_inflation: f64,
-    /// Explicit foreground p99 target; overrides the inflation.
-    pub target_p99_us: Option<u64>,
-    /// Everything waits but nothing is lost.
-    pub paused: bool,
-    /// Where floor and target came from, before single values were changed.
-    #[serde(default)]
-    pub profile: Profile,
-    /// What single classes have of their own; a class that isn't here has nothing.
-    #[serde(default)]
-    pub classes: BTreeMap<ResyncClass, ClassSettings>,
-}
-
-/// A class's own limits, within those over all classes. Bytes per second, per disk, reads and writes counted apart.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClassSettings {
-    /// Never more than this.
-    pub cap_bytes_per_sec: Option<u64>,
-    /// What it gets before any other class gets more than its own floor.
-    pub floor_bytes_per_sec: Option<u64>,
-    /// Its part of what is left above the floors, against other classes' weights; 1 to 1000.
-    pub weight: Option<u32>,
-    /// None of it runs.
-    #[serde(default)]
-    pub paused: bool,
-}
-
-/// Floor and target in one word.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Profile {
-    /// Guests first: p99 of 1.5 × the quiet one, below which a baseline's own noise would be taken for resync's effect;
-    /// resync keeps a floor that moves 7 GB an hour and disk.
-    Foreground,
-    /// Twice the quiet p99, and a floor of 30 GB an hour and disk.
-    #[default]
-    Balanced,
-    /// Redundancy first: five times the quiet p99, and a floor of 240 GB an hour and disk, which an SSD has to spare.
-    Recovery,
-}
-
-impl Profile {
-    /// All, the gentlest first.
-    pub const ALL: [Profile; 3] = [Profile::Foreground, Profile::Balanced, Profile::Recovery];
-
-    /// As operators write it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Profile::Foreground => "foreground",
-            Profile::Balanced => "balanced",
-            Profile::Recovery => "recovery",
-        }
-    }
-
-    /// The target as a multiple of the quiet p99.
-    pub fn target_inflation(self) -> f64 {
-        match self {
-            Profile::Foreground => 1.5,
-            Profile::Balanced => 2.0,
-            Profile::Recovery => 5.0,
-        }
-    }
-
-    /// The floor over all classes, in bytes per second.
-    pub fn floor_bytes_per_sec(self) -> u64 {
-        match self {
-            Profile::Foreground => 2 << 20,
-            Profile::Balanced => 8 << 20,
-            Profile::Recovery => 64 << 20,
-        }
-    }
-}
-
-impl ResyncSettings {
-    /// A profile sets floor and target, whatever they were; caps, classes and pauses stay. The cap wins over the floor.
-    pub fn set_profile(&mut self, profile: Profile) {
-        self.profile = profile;
-        self.target_inflation = profile.target_inflation();
-        self.target_p99_us = None;
-        self.floor_bytes_per_sec = profile.floor_bytes_per_sec().min(self.cap_bytes_per_sec.unwrap_or(u64::MAX));
-    }
-
-    /// Nothing of this class may run now.
-    pub fn is_paused(&self, class: ResyncClass) -> bool {
-        self.paused || self.classes.get(&class).is_some_and(|c| c.paused)
-    }
-}
-
-impl Default for ResyncSettings {
-    fn default() -> Self {
-        let profile = Profile::default();
-        ResyncSettings {
-            cap_bytes_per_sec: None,
-            floor_bytes_per_sec: profile.floor_bytes_per_sec(),
-            target_inflation: profile.target_inflation(),
-            target_p99_us: None,
-            paused: false,
-            profile,
-            classes: BTreeMap::new(),
+        Settings {
+            resync: ResyncSettings::default(),
+            config: ResyncConfig::default(),
+            grace_seconds: 600.0,
+            debounce_seconds: 10.0,
         }
     }
 }
@@ -498,6 +404,7 @@ mod tests {
             durability: 0,
             priority: 0,
             deleting: false,
+            limits: VolumeLimits::default(),
         };
         let at = |c| volume.pg_of(c).unwrap().index;
         assert_eq!([at(0), at(1), at(9), at(10), at(12), at(13)], [5, 9, 9, 1, 3, 1]);

@@ -15,6 +15,7 @@ use super::delta::Versions;
 use super::layout;
 use super::{
     ClusterMap, Disk, DiskAdminState, FailureDomain, Job, Node, NodeAdminState, PgConfig, Pool, Settings, Volume,
+    VolumeLimits,
 };
 use crate::core::ids::{DiskId, NodeId, PgId, PoolId, VolumeId};
 
@@ -128,7 +129,7 @@ pub(super) enum Record {
     Pool(Pool),
     Volume(Volume),
     Pg(PgConfig),
-    Settings(Settings),
+    Settings(Box<Settings>),
     Job(Job),
 }
 
@@ -139,7 +140,7 @@ fn put(map: &mut ClusterMap, key: RecordKey, record: Option<Record>) {
         (_, Some(Record::Pool(p))) => drop(map.pools.insert(p.id, p)),
         (_, Some(Record::Volume(v))) => drop(map.volumes.insert(v.id, v)),
         (_, Some(Record::Pg(c))) => drop(map.pgs.insert(c.pg, c)),
-        (_, Some(Record::Settings(s))) => map.settings = s,
+        (_, Some(Record::Settings(s))) => map.settings = *s,
         (_, Some(Record::Job(j))) => drop(map.jobs.insert(j.id, j)),
         (RecordKey::Node(id), None) => drop(map.nodes.remove(&id)),
         (RecordKey::Disk(id), None) => drop(map.disks.remove(&id)),
@@ -193,7 +194,7 @@ impl<'a> Tx<'a> {
             }
             let map = ClusterMap { cluster, epoch: 1, feature_level, ..ClusterMap::default() };
             self.init = Some(map);
-            self.write(Record::Settings(Settings::default()));
+            self.write(Record::Settings(Box::default()));
             self.tell("cluster-created", format!("Cluster {cluster} was created."));
             return Ok(Outcome::Done);
         }
@@ -277,6 +278,16 @@ impl<'a> Tx<'a> {
                 let new = Volume { priority, ..self.volume_named(&volume)?.clone() };
                 Ok(self.put_volume(new))
             }
+            Command::SetVolumeLimits { volume, limits } => {
+                limits.check()?;
+                let old = self.volume_named(&volume)?;
+                if old.limits != limits {
+                    let word = |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |n| n.to_string());
+                    let (iops, rate) = (word(limits.iops), word(limits.bytes_per_sec));
+                    self.tell("volume-limits", format!("Volume {volume}: IOPS limit {iops}, bytes per second {rate}."));
+                }
+                Ok(self.put_volume(Volume { limits, ..old.clone() }))
+            }
             Command::DeleteVolume { volume } => {
                 let old = self.volume_named(&volume)?;
                 if !old.attached_to.is_empty() {
@@ -295,7 +306,7 @@ impl<'a> Tx<'a> {
             }
             Command::SetSettings { settings } => {
                 check_settings(&settings)?;
-                if settings != self.map.settings {
+                if *settings != self.map.settings {
                     self.write(Record::Settings(settings));
                 }
                 Ok(Outcome::Done)
@@ -411,6 +422,7 @@ impl<'a> Tx<'a> {
             durability: 0,
             priority: 0,
             deleting: false,
+            limits: VolumeLimits::default(),
         }))
     }
 
@@ -524,6 +536,7 @@ fn check_size(size_bytes: u64) -> Result<(), Refusal> {
 }
 
 fn check_settings(settings: &Settings) -> Result<(), Refusal> {
+    crate::core::throttle::settings::check(&settings.config)?;
     let invalid = |name, value: f64, way_out| Err(Refusal::SettingInvalid { name, value: value.to_string(), way_out });
     let r = &settings.resync;
     if !(1.0..=1000.0).contains(&r.target_inflation) {

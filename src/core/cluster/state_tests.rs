@@ -327,11 +327,14 @@ fn settings_are_checked() {
     for change in bad {
         let mut settings = base.clone();
         change(&mut settings);
-        assert!(matches!(bed.no(Command::SetSettings { settings }), Refusal::SettingInvalid { .. }));
+        assert!(matches!(
+            bed.no(Command::SetSettings { settings: Box::new(settings) }),
+            Refusal::SettingInvalid { .. }
+        ));
     }
     let mut settings = base;
     settings.resync.paused = true;
-    bed.ok(Command::SetSettings { settings });
+    bed.ok(Command::SetSettings { settings: Box::new(settings) });
 }
 
 #[test]
@@ -556,7 +559,7 @@ fn random_command(state: &ClusterState, world: &World, [op, a, b, c]: [u8; 4]) -
             }
             let mut settings = map.settings.clone();
             settings.grace_seconds = f64::from(c);
-            Command::SetSettings { settings }
+            Command::SetSettings { settings: Box::new(settings) }
         }
     }
 }

@@ -33,7 +33,7 @@ impl Bed {
         bed.m.apply("test", Command::Init { cluster: ClusterId([1; 16]), feature_level: 1 }).unwrap();
         let mut settings = bed.m.state.map().settings.clone();
         (settings.debounce_seconds, settings.grace_seconds) = (0.1, 5.0);
-        bed.m.apply("test", Command::SetSettings { settings }).unwrap();
+        bed.m.apply("test", Command::SetSettings { settings: Box::new(settings) }).unwrap();
         (0..3).for_each(|_| bed.add_node());
         let spec = pool_spec(PGS);
         let members = (0..PGS).map(|pg| (0..3).map(|i| replica(1 + (pg + i) % 3)).collect()).collect();

@@ -243,11 +243,11 @@ impl Planning {
         let mut learners = Vec::new();
         for m in &self.job.moves {
             let Some((learner, source)) = startable(map, runtime, m, grace, now) else { continue };
-            if map.settings.resync.is_paused(learner.class) {
+            let (source_node, target_node) = (node_of(source), node_of(m.to));
+            if map.settings.resync.holds_back(learner.class, m.pg.pool, [source_node, target_node]) {
                 continue;
             }
             let size = bytes.get(&m.pg).copied().unwrap_or(m.bytes);
-            let (source_node, target_node) = (node_of(source), node_of(m.to));
             wanted.push(Wanted {
                 pg: m.pg,
                 source,

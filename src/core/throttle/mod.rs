@@ -44,8 +44,11 @@
 
 mod baseline;
 mod class;
+pub mod deadline;
 mod histogram;
 mod latencies;
+pub mod schedule;
+pub mod settings;
 
 use std::time::Duration;
 

@@ -1,12 +1,14 @@
 //! What the engine does when the cluster map changes, and copies that nobody needs.
 
 use super::*;
+use crate::core::throttle::settings::policies;
 
 impl Engine {
     pub(super) fn map_changed(&mut self, map: Arc<ClusterMap>, changed: Vec<PgConfig>) {
         self.map = map;
         self.speakers.retain(|disk, _| !self.map.disks.contains_key(disk));
-        self.parts.throttle.apply(&self.map.settings.resync);
+        let policies = policies(&self.map, self.parts.disks.keys().copied());
+        self.parts.throttle.apply_each(&self.map.settings.resync, policies);
         for (id, handle) in &self.parts.disks {
             let failed = self.map.disks.get(id).is_some_and(|d| d.admin_state == DiskAdminState::Failed);
             if failed && !handle.disk().is_failed() && self.failed.insert(*id) {

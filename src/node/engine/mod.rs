@@ -174,6 +174,7 @@ struct EngineEnv<'a> {
     throttle: &'a Throttle,
     map: &'a ClusterMap,
     disk: DiskId,
+    pg: PgId,
 }
 
 impl Env for EngineEnv<'_> {
@@ -181,7 +182,8 @@ impl Env for EngineEnv<'_> {
         self.leases.held_until(config, me)
     }
     fn take_resync_tokens(&mut self, class: ResyncClass, bytes: u64) -> bool {
-        self.throttle.try_take_source(self.disk, class, bytes)
+        let paused = self.map.settings.resync.paused_pools.contains(&self.pg.pool);
+        !paused && self.throttle.try_take_source(self.disk, class, bytes)
     }
     fn random(&mut self) -> u64 {
         rand::random::<u64>() | 1
@@ -433,7 +435,7 @@ impl Engine {
     fn feed(&mut self, key: Key, input: Input) {
         let Some(replica) = self.replicas.get_mut(&key) else { return };
         let (leases, throttle) = (&self.parts.leases, &self.parts.throttle);
-        let mut env = EngineEnv { leases, throttle, map: &self.map, disk: key.0 };
+        let mut env = EngineEnv { leases, throttle, map: &self.map, disk: key.0, pg: key.1 };
         let before = (replica.is_serving(), replica.is_outside(), replica.config().generation);
         let actions = replica.handle(input, now(), &mut env);
         let after = (replica.is_serving(), replica.is_outside(), replica.config().generation);

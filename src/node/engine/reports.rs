@@ -71,6 +71,7 @@ impl Engine {
         (stats.foreground_p50_us, stats.foreground_p99_us) = (p50, p99);
         for (id, handle) in &self.parts.disks {
             let (space, io) = (handle.disk().space(), handle.disk().counters());
+            let decision = self.parts.throttle.decision(*id);
             stats.hash_mismatches += io.hash_mismatches;
             fsyncs += io.fsyncs;
             fsync_time += io.fsync_time;
@@ -81,6 +82,8 @@ impl Engine {
                 failed: handle.disk().is_failed(),
                 resync_rate_bytes_per_sec: self.parts.throttle.rate(*id).unwrap_or(0),
                 hung_ms: self.watch.hung(*id).map_or(0, |d| d.as_millis() as u64),
+                foreground_p99_us: decision.p99_us.unwrap_or(0),
+                target_p99_us: decision.target_p99_us.unwrap_or(0),
             });
         }
         c.fsyncs.store(fsyncs, Ordering::Relaxed);
@@ -108,7 +111,11 @@ impl Engine {
                 stats.full_disks.push(disk.0);
             }
             for s in replica.sessions() {
-                let limited_by = if s.paused {
+                let target_node = self.node_of(s.learner);
+                let resync = &self.map.settings.resync;
+                let held_back = resync.paused_pools.contains(&key.1.pool)
+                    || target_node.is_some_and(|node| resync.is_node_paused(node));
+                let limited_by = if s.paused || held_back {
                     "paused"
                 } else if s.copied {
                     "slots"

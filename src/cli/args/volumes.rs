@@ -1,0 +1,104 @@
+//! `volume`.
+
+use clap::{Args, Subcommand};
+
+use super::resync::parse_rate_or_word;
+use crate::core::units::parse_bytes;
+
+/// `volume …`.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a volume; it takes space as it is written
+    #[command(
+        after_help = "Examples:\n  evenkeel volume create vm1 --size 10GiB\n  evenkeel volume create db --size 1TiB --priority 10"
+    )]
+    Create {
+        name: String,
+        /// A multiple of 512 bytes
+        #[arg(long, value_parser = parse_bytes)]
+        size: u64,
+        /// The pool [default: the one named default]
+        #[arg(long)]
+        pool: Option<String>,
+        /// Higher is resynced first [default: 0]
+        #[arg(long, allow_negative_numbers = true)]
+        priority: Option<i32>,
+        #[command(flatten)]
+        limits: VolumeLimitArgs,
+        /// Success when it is there already with that size
+        #[arg(long)]
+        if_not_exists: bool,
+    },
+    /// All volumes
+    List,
+    /// One volume: its layout, how many of its chunks have all their copies, on which disks, and when all will have
+    #[command(after_help = "Example:\n  evenkeel volume show vm1")]
+    Show { name: String },
+    /// Grow a volume, or shrink it with --yes
+    #[command(after_help = "Example:\n  evenkeel volume resize vm1 --size 20GiB")]
+    Resize {
+        name: String,
+        /// A multiple of 512 bytes
+        #[arg(long, value_parser = parse_bytes)]
+        size: u64,
+        /// Yes, drop what lies beyond the new end
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Change a volume's settings; its gateway follows within a second
+    #[command(
+        after_help = "Examples:\n  evenkeel volume set vm1 --priority 10\n  evenkeel volume set vm1 --iops-limit 2000 --bandwidth-limit 50MiB/s\n  evenkeel volume set vm1 --iops-limit none"
+    )]
+    Set(VolumeSetArgs),
+    /// Delete a volume and its data
+    Delete {
+        name: String,
+        /// Yes, drop its data
+        #[arg(long)]
+        yes: bool,
+        /// Success when there is none
+        #[arg(long)]
+        if_exists: bool,
+    },
+    /// Print volume hashes as b3sum does; equal to `evenkeel hash` of the raw content
+    Hash {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// Limits of what a guest may do.
+#[derive(Clone, Debug, Default, Args)]
+pub struct VolumeLimitArgs {
+    /// Reads, writes and discards per second that its guest may do; flushes aren't counted, and after a pause a second's
+    /// worth may go at once; `none`: no limit
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub iops_limit: Option<String>,
+    /// Bytes per second that its guest may read or write, as 50MiB/s, with the same burst; `none`: no limit
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = parse_rate_or_word)]
+    pub bandwidth_limit: Option<String>,
+}
+
+/// `volume set`.
+#[derive(Clone, Debug, Args)]
+pub struct VolumeSetArgs {
+    pub name: String,
+    #[command(flatten)]
+    pub change: VolumeChange,
+}
+
+/// What `volume set` changes: at least one thing.
+#[derive(Clone, Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct VolumeChange {
+    /// Higher is resynced first; 0 is usual
+    #[arg(long, allow_negative_numbers = true)]
+    pub priority: Option<i32>,
+    /// Reads, writes and discards per second that its guest may do; flushes aren't counted, and after a pause a second's
+    /// worth may go at once; `none`: no limit
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub iops_limit: Option<String>,
+    /// Bytes per second that its guest may read or write, as 50MiB/s, with the same burst; `none`: no limit
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = parse_rate_or_word)]
+    pub bandwidth_limit: Option<String>,
+}
