@@ -34,6 +34,10 @@ use volume::Volume;
 
 /// Requests that finish after a stop was asked for get this long.
 const DRAIN: Duration = Duration::from_secs(5);
+/// The last flush gets this long: a failover takes no longer; nodes that were stopped with their gateways never answer.
+const LAST_FLUSH_MAX: Duration = Duration::from_secs(30);
+/// A last flush that takes longer is spoken of, so that nobody wonders what the stop waits for.
+const LAST_FLUSH_QUIET: Duration = Duration::from_secs(2);
 /// Chunk roots asked for at once when a volume is hashed.
 const ROOTS_UNDER_WAY: usize = 64;
 
@@ -214,11 +218,7 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
     };
     server.stop(DRAIN).await;
     if outcome.is_ok() {
-        // What was acked is made stable before the volume is given back.
-        let untold = router.flush().await.is_err();
-        if untold {
-            tracing::warn!("the last flush was refused");
-        }
+        let untold = last_flush(&router).await;
         control.release(id, incarnation, untold).await;
     }
     endpoint.close("the gateway stops").await;
@@ -226,6 +226,33 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
         admin.stop(Duration::from_secs(1)).await;
     }
     outcome
+}
+
+/// Makes what was acked stable before the volume is given back; true: a loss was not told to the guest yet.
+async fn last_flush(router: &Arc<Router>) -> bool {
+    let flush = router.flush();
+    tokio::pin!(flush);
+    let mut outcome = tokio::time::timeout(LAST_FLUSH_QUIET, &mut flush).await;
+    if outcome.is_err() {
+        tracing::warn!(
+            "stopping: the last flush waits for nodes that don't answer, for up to {} s more (a second signal ends at once)",
+            LAST_FLUSH_MAX.as_secs()
+        );
+        outcome = tokio::time::timeout(LAST_FLUSH_MAX, flush).await;
+    }
+    match outcome {
+        Ok(Ok(_)) => false,
+        Ok(Err(_)) => {
+            tracing::warn!("the last flush was refused");
+            true
+        }
+        Err(_) => {
+            tracing::warn!(
+                "gave up the last flush: what was acked since the guest's last flush is on the nodes, as in a disk's cache"
+            );
+            false
+        }
+    }
 }
 
 /// A volume's hash: BLAKE3 over its chunks' roots, asked of the primaries; next to no data is read.

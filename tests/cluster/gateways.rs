@@ -56,6 +56,26 @@ pub fn take_over_fences_the_first() {
     dev.finish();
 }
 
+/// A host that goes down ends its nodes and its gateways together: a gateway must not wait for ever for what has gone.
+pub fn a_gateway_stops_without_its_cluster() {
+    let mut dev = Dev::start();
+    dev.create_volume("v", "16MiB");
+    let mut gateway = dev.gateway("v");
+    let mut client = gateway.client();
+    client.write(0, &pattern(MIB, 1)).expect("writes");
+    drop(client);
+    dev.kill();
+    gateway.daemon.signal("TERM");
+    let status = gateway.daemon.wait();
+    let log = gateway.daemon.log_text();
+    assert!(status.success(), "it ended with {status}");
+    assert!(
+        log.contains("the last flush waits for nodes that don't answer"),
+        "it doesn't say what it waits for:\n{log}"
+    );
+    assert!(log.contains("gave up the last flush"), "it doesn't say what it left undone:\n{log}");
+}
+
 /// As at a live migration: the client's requests end at one gateway and go on at the other.
 pub fn a_load_moves_to_the_standby() {
     let mut dev = Dev::start();

@@ -127,6 +127,7 @@ const TESTS: &[Test] = tests! {
     ALWAYS gateways::the_second_stands_by_until_the_first_stops;
     ALWAYS gateways::a_load_moves_to_the_standby;
     ALWAYS gateways::take_over_fences_the_first;
+    LONG gateways::a_gateway_stops_without_its_cluster;
     ALWAYS guest::a_guest_writes_while_nodes_come_and_go;
     LONG guest::a_guest_lives_through_a_long_stall;
     ALWAYS dashboards::dashboards_are_well_formed;
