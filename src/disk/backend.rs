@@ -21,6 +21,9 @@ pub trait Backend: Send + Sync {
     fn write_sync(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Returns when all bytes written before the call are stable.
     fn sync(&self) -> io::Result<()>;
+    /// Begins to bring what was written to a range out of the page cache, and waits for nothing: a later `sync` has less to
+    /// do. A hint: nothing depends on it.
+    fn begin_writeback(&self, _offset: u64, _len: u64) {}
     /// Makes a range read as zeros and gives its space back. `Unsupported` if it can't.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Reserves space, so that writes to the range don't fail for want of it. `Unsupported` if it can't.
@@ -106,6 +109,12 @@ impl Backend for RealFile {
     fn sync(&self) -> io::Result<()> {
         // Not retried on any error: after a failed fdatasync the kernel may have dropped the dirty pages (R15).
         Ok(rustix::fs::fdatasync(&self.file)?)
+    }
+
+    fn begin_writeback(&self, offset: u64, len: u64) {
+        // Linux starts the writeback of dirty pages, then lets go of clean ones alone: those that were just written stay.
+        let len = std::num::NonZeroU64::new(len);
+        let _ = rustix::fs::fadvise(&self.file, offset, len, rustix::fs::Advice::DontNeed);
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -200,6 +209,11 @@ impl Io {
         let _in_flight = self.inflight.enter();
         IoCounters::add(&self.counters.written_bytes, buf.len() as u64);
         self.backend.write_sync(buf, offset)
+    }
+
+    pub fn begin_writeback(&self, offset: u64, len: u64) {
+        let _in_flight = self.inflight.enter();
+        self.backend.begin_writeback(offset, len);
     }
 
     pub fn sync(&self) -> io::Result<()> {

@@ -66,6 +66,16 @@ impl Disk {
         }
     }
 
+    /// Begins to bring a chunk's range to the disk. For copies: they write as fast as they are let, and all that lies in the
+    /// page cache when a guest's flush or a change of configuration comes would have to be waited for.
+    pub fn begin_writeback(&self, chunk: ChunkId, first_block: usize, count: usize) {
+        let Some(chunk) = self.find(chunk) else { return };
+        let len = count.min(BLOCKS_PER_CHUNK - first_block.min(BLOCKS_PER_CHUNK)) as u64 * BLOCK_BYTES;
+        if len > 0 {
+            self.io.begin_writeback(self.identity.geometry.block(chunk.slot, first_block), len);
+        }
+    }
+
     /// After a write that found no space half-way: gives each block the leaf of what it holds now.
     fn settle_short_write(&self, chunk: &Chunk, op: &WriteOp<'_>) -> Result<(), DiskFault> {
         let g = &self.identity.geometry;

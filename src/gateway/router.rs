@@ -10,15 +10,16 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::core::cluster::ClusterMap;
-use crate::core::ids::{NodeId, PgId, VolumeId};
-use crate::core::replica::{ClientOp, ClientReply};
+use crate::core::ids::{DiskId, NodeId, PgId, VolumeId};
+use crate::core::replica::{ClientOp, ClientReply, ClientRequest};
 use crate::core::router::{self as core, Action, Token};
+use crate::core::throttle::Kind;
 use crate::net::channel::Receiver;
 use crate::net::outbox::Outbox;
 use crate::net::quic::Endpoint;
 use crate::net::tls::Expect;
 use crate::net::tuning::LinkClass;
-use crate::wire::client::{self, kind};
+use crate::wire::client::{self, LATENCIES_MAX, SeenLatency, kind};
 use crate::wire::frame::Frame;
 
 /// What waits for a primary looks again after this long.
@@ -28,6 +29,9 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// A node whose link can't be made for this long is reported to the coordinator (R8).
 const UNREACHABLE: Duration = Duration::from_millis(400);
 
+/// Latencies older than this are no news: the next request may come much later.
+const LATENCY_KEPT: Duration = Duration::from_secs(1);
+
 struct State {
     core: core::Router,
     map: Arc<ClusterMap>,
@@ -35,6 +39,50 @@ struct State {
     answers: HashMap<Token, oneshot::Sender<ClientReply>>,
     links: HashMap<NodeId, (u64, Outbox)>,
     dialing: HashMap<NodeId, Instant>,
+    latencies: SeenLatencies,
+}
+
+/// What each disk's operations took, for its node's throttle: a node can't measure what guests wait for on the way to it. It
+/// goes with the next request to the same disk.
+#[derive(Default)]
+struct SeenLatencies {
+    /// By request id. Bounded by what is in flight.
+    under_way: HashMap<u64, (NodeId, DiskId, Kind, Instant)>,
+    /// Oldest first; at most [`LATENCIES_MAX`] a disk.
+    seen: HashMap<DiskId, Vec<(Instant, SeenLatency)>>,
+}
+
+impl SeenLatencies {
+    /// A request leaves; gives what goes with it.
+    fn sent(&mut self, node: NodeId, disk: DiskId, request: &ClientRequest) -> Vec<SeenLatency> {
+        let kind = match &request.op {
+            ClientOp::Read { len, .. } => Some(Kind::of(false, u64::from(*len))),
+            ClientOp::Write { data, .. } => Some(Kind::of(true, data.len() as u64)),
+            _ => None,
+        };
+        if let Some(kind) = kind {
+            self.under_way.insert(request.id, (node, disk, kind, Instant::now()));
+        }
+        let seen = self.seen.get_mut(&disk).map(std::mem::take).unwrap_or_default();
+        seen.into_iter().filter(|(at, _)| at.elapsed() < LATENCY_KEPT).map(|(_, seen)| seen).collect()
+    }
+
+    fn answered(&mut self, id: u64, reply: &ClientReply) {
+        let Some((_, disk, kind, sent)) = self.under_way.remove(&id) else { return };
+        if !matches!(reply, ClientReply::Data(_) | ClientReply::Done { .. }) {
+            return;
+        }
+        let seen = self.seen.entry(disk).or_default();
+        if seen.len() < LATENCIES_MAX {
+            let us = u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX);
+            seen.push((Instant::now(), SeenLatency { kind, us }));
+        }
+    }
+
+    /// What was on its way to the node will be sent again, or never be answered.
+    fn link_down(&mut self, node: NodeId) {
+        self.under_way.retain(|_, (to, ..)| *to != node);
+    }
 }
 
 /// Routes one volume's requests.
@@ -56,6 +104,7 @@ impl Router {
                 answers: HashMap::new(),
                 links: HashMap::new(),
                 dialing: HashMap::new(),
+                latencies: SeenLatencies::default(),
             }),
             stopped: Notify::new(),
         });
@@ -168,7 +217,8 @@ impl Router {
                 }
                 Action::Send { node, connection, pg, disk, request } => {
                     if let Some((_, outbox)) = state.links.get(&node).filter(|(number, _)| *number == connection) {
-                        outbox.send(client::encode_request(pg, disk, &request));
+                        let seen = state.latencies.sent(node, disk, &request);
+                        outbox.send(client::encode_request(pg, disk, &request, &seen));
                     }
                 }
                 Action::Answer { token, reply } => {
@@ -228,7 +278,12 @@ impl Router {
         while receiver.recv_batch(&mut frames).await.is_some() {
             for frame in frames.drain(..) {
                 match client::decode_reply(&frame) {
-                    Ok((id, reply)) => self.with(|core| core.handle_reply(id, reply)),
+                    Ok((id, reply)) => {
+                        let mut state = self.state.lock();
+                        state.latencies.answered(id, &reply);
+                        state.core.handle_reply(id, reply);
+                        self.act(&mut state);
+                    }
                     Err(error) => tracing::warn!(%error, "ignored an answer"),
                 }
             }
@@ -237,6 +292,7 @@ impl Router {
         if state.links.get(&node).is_some_and(|(number, _)| *number == connection) {
             state.links.remove(&node);
         }
+        state.latencies.link_down(node);
         state.core.handle_link_down(node, connection);
         self.act(&mut state);
     }

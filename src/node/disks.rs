@@ -2,7 +2,8 @@
 //!
 //! Writes to chunks that are marked dirty already go to the page cache: one thread takes all that wait, so that a
 //! batch costs one wake-up. What may wait for the disk (reads, reservations, first writes) runs on a few threads, so that
-//! one slow request doesn't hold up the others. Flushes run on a thread of their own that takes all that wait into one
+//! one slow request doesn't hold up the others. What copies write has threads of its own, at a lower priority, which may
+//! also wait while the disk takes it. Flushes run on a thread of their own that takes all that wait into one
 //! fdatasync, and only what arrived before it started (R12). Another thread clears dirty marks and freed slots.
 
 use std::collections::HashSet;
@@ -23,12 +24,16 @@ use crate::core::units::BLOCK_BYTES;
 use crate::disk::{Disk, PgRecord, PutPg, ReadChunk, WriteChunk, WriteOp};
 use crate::wire::stored::StoredPg;
 
+use super::bulk::yield_to_guests;
 use super::queue::Queue;
 
 /// Threads for what may wait for the disk: enough queue depth for an SSD, few enough for a small host.
 const THREADS: usize = 4;
+/// Threads for what copies write: one computes while the other waits for the disk.
+const COPY_THREADS: usize = 2;
 /// Jobs that the writing thread takes at once.
 const WRITE_BATCH: usize = 64;
+const COPY_THREAD: &str = "disk-copy";
 /// Consumers look up this often although nothing comes; it bounds nothing.
 const IDLE: Duration = Duration::from_secs(60);
 /// Sequences from here on are no PG's: they mark content of unknown age.
@@ -70,6 +75,7 @@ pub struct DiskHandle {
     disk: Arc<Disk>,
     jobs: Arc<Queue<Job>>,
     writes: Arc<Queue<Job>>,
+    copies: Arc<Queue<Job>>,
     flushes: Arc<Queue<FlushJob>>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
@@ -107,12 +113,15 @@ impl DiskHandle {
             }
         }
         let unsure = Arc::new(Mutex::new(unsure));
-        let (jobs, writes, flushes) =
+        let (jobs, writes, copies) =
             (Arc::new(Queue::default()), Arc::new(Queue::default()), Arc::new(Queue::default()));
+        let flushes = Arc::new(Queue::default());
         let report: Report = Arc::new(report);
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
-        let queues = std::iter::repeat_n((&jobs, 1, "disk"), THREADS).chain([(&writes, WRITE_BATCH, "disk-write")]);
+        let queues = std::iter::repeat_n((&jobs, 1, "disk"), THREADS)
+            .chain([(&writes, WRITE_BATCH, "disk-write")])
+            .chain(std::iter::repeat_n((&copies, 1, COPY_THREAD), COPY_THREADS));
         for (queue, batch, name) in queues {
             let worker = Worker {
                 id,
@@ -122,7 +131,12 @@ impl DiskHandle {
                 report: report.clone(),
                 unsure: unsure.clone(),
             };
-            threads.push(spawn(name, move || worker.run(batch)));
+            threads.push(spawn(name, move || {
+                if name == COPY_THREAD {
+                    yield_to_guests();
+                }
+                worker.run(batch);
+            }));
         }
         {
             let (disk, report, flushes) = (disk.clone(), report.clone(), flushes.clone());
@@ -140,7 +154,8 @@ impl DiskHandle {
                 }
             }));
         }
-        DiskHandle { id, disk, jobs, writes, flushes, threads: threads.into_iter().flatten().collect(), stop, unsure }
+        let threads = threads.into_iter().flatten().collect();
+        DiskHandle { id, disk, jobs, writes, copies, flushes, threads, stop, unsure }
     }
 
     /// Its id.
@@ -166,6 +181,7 @@ impl DiskHandle {
                 self.flushes.push(FlushJob { pg: job.pg, token: job.token, mark: Some(*mark) });
             }
             DiskOp::Apply { op: Operation::Write { chunk, .. }, .. } if hot(chunk) => self.writes.push(job),
+            DiskOp::Copy { .. } => self.copies.push(job),
             _ => self.jobs.push(job),
         }
     }
@@ -219,6 +235,7 @@ impl DiskHandle {
         // Workers may still queue flushes: their queue closes after they are done.
         self.jobs.close();
         self.writes.close();
+        self.copies.close();
         let flushing = self.flushes.clone();
         for thread in self.threads.drain(..) {
             thread.thread().unpark();
@@ -437,6 +454,9 @@ fn copy(
             DiskResult::Done => i += run,
             other => return other,
         }
+    }
+    if let (Some((first, _)), Some((last, _))) = (blocks.first(), blocks.last()) {
+        disk.begin_writeback(chunk, *first as usize, (last - first + 1) as usize);
     }
     DiskResult::Done
 }

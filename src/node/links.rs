@@ -12,6 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender as EventSender;
 use prost::Message;
 
+use super::bulk::Bulk;
 use super::engine::Event;
 use crate::core::ids::{DiskId, NodeId, PgId};
 use crate::net::channel::{Channel, Receiver};
@@ -33,8 +34,10 @@ const SESSION_RETRY: Duration = Duration::from_millis(300);
 
 /// What all link tasks share.
 pub struct Links {
-    /// The node's endpoint.
+    /// The node's endpoint, for all but copies.
     pub endpoint: Endpoint,
+    /// For copies.
+    pub bulk: Bulk,
     /// To the engine.
     pub events: EventSender<Event>,
     /// First frame of every channel.
@@ -71,6 +74,8 @@ impl Links {
         let Some(hello) = receiver.recv().await else { return };
         let Ok(hello) = PeerHello::decode(hello.meta.as_ref()) else { return };
         let lease_addr = SocketAddr::new(addr.ip(), hello.lease_port as u16);
+        let bulk_port = u16::try_from(hello.bulk_port).ok().filter(|port| *port != 0);
+        self.bulk.set_peer(node, bulk_port.map(|port| SocketAddr::new(addr.ip(), port)));
         let id = self.channel_id();
         let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
         drop(self.events.send(Event::PeerUp { node, id, outbox, lease_addr, process: hello.process }));
@@ -100,11 +105,20 @@ impl Links {
         }
     }
 
-    /// Takes links until the endpoint closes.
+    /// Takes links until the endpoints close: copies' on the thread for copies.
     pub async fn accept(self: Arc<Self>) {
+        let bulk = self.bulk.runtime.spawn({
+            let links = self.clone();
+            async move {
+                while let Some(link) = links.bulk.endpoint.accept().await {
+                    tokio::spawn(links.clone().serve(link));
+                }
+            }
+        });
         while let Some(link) = self.endpoint.accept().await {
             tokio::spawn(self.clone().serve(link));
         }
+        bulk.abort();
     }
 
     async fn serve(self: Arc<Self>, link: Link) {
@@ -146,7 +160,7 @@ impl Links {
         while receiver.recv_batch(&mut frames).await.is_some() {
             for frame in frames.drain(..) {
                 match client::decode_request(&frame) {
-                    Ok((pg, disk, request)) => drop(self.events.send(Event::Client { conn: id, pg, disk, request })),
+                    Ok(received) => drop(self.events.send(Event::Client { conn: id, received })),
                     Err(error) => {
                         tracing::error!(%error, "refused a gateway's request");
                         if let Some(request) = client::request_id(&frame) {
@@ -179,7 +193,7 @@ impl Links {
     }
 
     /// Opens a session's stream to a learner, trying until it is up; reads it until it ends. `id` comes from
-    /// [`Links::channel_id`].
+    /// [`Links::channel_id`]. To be run on the thread for copies.
     #[allow(clippy::too_many_arguments, reason = "what a session is between")]
     pub async fn run_session(
         self: Arc<Self>,
@@ -194,7 +208,9 @@ impl Links {
         loop {
             let ends = PeerHello { pg: pg.to_u64(), learner: learner.0, primary: primary.0, ..self.hello };
             let hello = PeerHello { class, session: id, ..ends };
-            let link = self.endpoint.connect(addr, Expect::Node(node), LinkClass::Resync).await;
+            // Asked at each try: a peer that has restarted has another port.
+            let at = self.bulk.peer(node, addr);
+            let link = self.bulk.endpoint.connect(at, Expect::Node(node), LinkClass::Resync).await;
             if let Ok(link) = link
                 && let Ok(channel) = link.open_channel(Frame::new(kind::SESSION_HELLO, hello.encode_to_vec())).await
             {

@@ -3,6 +3,7 @@
 //! It joins the cluster once with a single-use token, keeps its identity in its directory, registers what its disks
 //! know at each start, and then does what the map says: leads, follows or learns placement groups.
 
+pub mod bulk;
 pub mod control;
 pub mod disks;
 pub mod engine;
@@ -35,6 +36,7 @@ use crate::net::tuning::Tuning;
 use crate::wire::control as msg;
 use crate::wire::replica::PeerHello;
 
+use bulk::Bulk;
 use control::{Control, ControlError};
 use disks::DiskHandle;
 use engine::{Engine, Event, Parts};
@@ -118,6 +120,9 @@ pub enum RunNode {
     /// Leases.
     #[error("can't start the lease thread: {0}")]
     Leases(String),
+    /// Copies.
+    #[error(transparent)]
+    Bulk(#[from] bulk::StartBulk),
     /// Admin.
     #[error(transparent)]
     Admin(#[from] crate::net::admin::ServeAdminError),
@@ -276,9 +281,15 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     let leases = leases::Leases::new();
     let lease_port = leases::start(leases.clone(), identity.clone(), addr.ip()).map_err(RunNode::Leases)?;
     let process = rand::random::<u64>() | 1;
-    let hello =
-        PeerHello { node: membership.node.0, process, lease_port: u32::from(lease_port), ..PeerHello::default() };
-    let links = Arc::new(Links { endpoint, events: events.clone(), hello, next_channel: AtomicU64::new(1) });
+    let bulk = Bulk::start(addr, identity.clone())?;
+    let hello = PeerHello {
+        node: membership.node.0,
+        process,
+        lease_port: u32::from(lease_port),
+        bulk_port: u32::from(bulk.port),
+        ..PeerHello::default()
+    };
+    let links = Arc::new(Links { endpoint, bulk, events: events.clone(), hello, next_channel: AtomicU64::new(1) });
     let (to_coordinator, outgoing) = tokio::sync::mpsc::unbounded_channel();
     let counters = Arc::new(engine::Counters::default());
     let stats = Arc::new(parking_lot::Mutex::new(msg::Stats::default()));
@@ -386,7 +397,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
         tracing::error!("the engine thread had panicked");
     }
     control.abort();
-    links.endpoint.close("the node stops").await;
+    tokio::join!(links.endpoint.close("the node stops"), links.bulk.endpoint.close("the node stops"));
     admin.stop(Duration::from_secs(1)).await;
     outcome
 }

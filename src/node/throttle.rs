@@ -403,15 +403,17 @@ impl Throttle {
     }
 
     /// Counts a foreground operation that completed on this disk's PGs.
-    pub fn observe_foreground(&self, disk: DiskId, kind: Kind, latency: Duration, bytes: u64) {
+    pub fn observe_foreground(&self, disk: DiskId, kind: Kind, latency: Duration) {
         self.with(disk, |disk| {
             let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
             disk.foreground.counts[kind as usize][Histogram::bucket(us)].fetch_add(1, Ordering::Relaxed);
-            if matches!(kind, Kind::SmallWrite | Kind::LargeWrite) {
-                disk.foreground.write_bytes.fetch_add(bytes, Ordering::Relaxed);
-            }
             disk.foreground.seen.store(true, Ordering::Release);
         });
+    }
+
+    /// Counts what guests wrote to this disk's PGs.
+    pub fn observe_written(&self, disk: DiskId, bytes: u64) {
+        self.with(disk, |disk| disk.foreground.write_bytes.fetch_add(bytes, Ordering::Relaxed));
     }
 
     /// Foreground operations under way on this disk now, where the caller knows: a disk that is so busy that nothing

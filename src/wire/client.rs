@@ -11,6 +11,7 @@ use super::replica::verify_blocks;
 use crate::core::hashtree::Hash;
 use crate::core::ids::{ChunkId, DiskId, PgId, VolumeId};
 use crate::core::replica::{ClientOp, ClientReply, ClientRequest};
+use crate::core::throttle::Kind;
 use crate::core::units::{BLOCK_BYTES, BLOCKS_PER_CHUNK, CHUNK_BYTES};
 
 /// Frame kinds.
@@ -52,6 +53,50 @@ struct Request {
     /// Leaves at the payload's start.
     #[prost(uint32, tag = "11")]
     leaves: u32,
+    /// Each: microseconds × 4 + the kind's index.
+    #[prost(uint32, repeated, tag = "12")]
+    latencies: Vec<u32>,
+}
+
+/// How long an operation on the same disk took, as its gateway saw it: what the throttle has to keep low is what guests have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeenLatency {
+    /// A client's, so never [`Kind::Apply`].
+    pub kind: Kind,
+    /// From when it was sent until its answer was there; at most [`SeenLatency::US_MAX`].
+    pub us: u32,
+}
+
+impl SeenLatency {
+    /// Longer ones count as this: 18 minutes.
+    pub const US_MAX: u32 = u32::MAX / 4;
+
+    fn pack(self) -> u32 {
+        self.us.min(Self::US_MAX) * 4 + self.kind as u32
+    }
+
+    fn unpack(packed: u32) -> Self {
+        SeenLatency { kind: Kind::ALL[(packed % 4) as usize], us: packed / 4 }
+    }
+}
+
+// The kinds of a client's operations fit two bits.
+const _: () = assert!(Kind::Apply as u32 == 4);
+
+/// Most latencies that one request brings.
+pub const LATENCIES_MAX: usize = 64;
+
+/// A request that has come.
+#[derive(Debug)]
+pub struct Received {
+    /// Whose PG.
+    pub pg: PgId,
+    /// The disk that it is for.
+    pub disk: DiskId,
+    /// What.
+    pub request: ClientRequest,
+    /// What its gateway has seen of this disk since its last request; at most [`LATENCIES_MAX`].
+    pub latencies: Vec<SeenLatency>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -75,8 +120,8 @@ pub struct DecodeClient {
     pub reason: String,
 }
 
-/// Makes a request's frame for the primary's disk.
-pub fn encode_request(pg: PgId, disk: DiskId, request: &ClientRequest) -> Frame {
+/// Makes a request's frame for the primary's disk, with what was seen of that disk lately.
+pub fn encode_request(pg: PgId, disk: DiskId, request: &ClientRequest, seen: &[SeenLatency]) -> Frame {
     let mut m = Request {
         id: request.id,
         pg: pg.to_u64(),
@@ -84,6 +129,7 @@ pub fn encode_request(pg: PgId, disk: DiskId, request: &ClientRequest) -> Frame 
         volume: request.volume.0,
         incarnation: request.incarnation,
         connection: request.connection,
+        latencies: seen.iter().take(LATENCIES_MAX).map(|l| l.pack()).collect(),
         ..Request::default()
     };
     let mut payload = Bytes::new();
@@ -125,7 +171,7 @@ pub fn encode_request(pg: PgId, disk: DiskId, request: &ClientRequest) -> Frame 
 ///
 /// # Errors
 /// Unknown, malformed, or a block that doesn't match its leaf.
-pub fn decode_request(frame: &Frame) -> Result<(PgId, DiskId, ClientRequest), DecodeClient> {
+pub fn decode_request(frame: &Frame) -> Result<Received, DecodeClient> {
     let kind = frame.kind;
     let bad = |reason: String| DecodeClient { kind, reason };
     let m = Request::decode(frame.meta.as_ref()).map_err(|e| bad(e.to_string()))?;
@@ -162,7 +208,8 @@ pub fn decode_request(frame: &Frame) -> Result<(PgId, DiskId, ClientRequest), De
         _ => return Err(bad("unknown kind".into())),
     };
     let request = ClientRequest { id: m.id, volume, incarnation: m.incarnation, connection: m.connection, op };
-    Ok((PgId::from_u64(m.pg), DiskId(m.disk), request))
+    let latencies = m.latencies.into_iter().take(LATENCIES_MAX).map(SeenLatency::unpack).collect();
+    Ok(Received { pg: PgId::from_u64(m.pg), disk: DiskId(m.disk), request, latencies })
 }
 
 /// The id of a request that can't be decoded whole, so that it can be refused.
@@ -248,10 +295,20 @@ mod tests {
         for op in ops {
             let volume = VolumeId(3);
             let request = ClientRequest { id: 8, volume, incarnation: 2, connection: 4, op };
-            let frame = encode_request(pg, DiskId(6), &request);
-            let (p, d, back) = decode_request(&frame).unwrap();
-            assert_eq!((p, d, format!("{back:?}")), (pg, DiskId(6), format!("{request:?}")));
+            let frame = encode_request(pg, DiskId(6), &request, &[]);
+            let back = decode_request(&frame).unwrap();
+            assert_eq!((back.pg, back.disk), (pg, DiskId(6)));
+            assert_eq!(format!("{:?}", back.request), format!("{request:?}"));
+            assert!(back.latencies.is_empty());
         }
+        let seen = |kind, us| SeenLatency { kind, us };
+        let all = [seen(Kind::SmallRead, 0), seen(Kind::LargeWrite, 1500), seen(Kind::SmallWrite, u32::MAX)];
+        let request = ClientRequest { id: 8, volume: VolumeId(3), incarnation: 2, connection: 4, op: ClientOp::Flush };
+        let back = decode_request(&encode_request(pg, DiskId(6), &request, &all)).unwrap().latencies;
+        assert_eq!(back, [all[0], all[1], seen(Kind::SmallWrite, SeenLatency::US_MAX)]);
+        let many = vec![all[0]; LATENCIES_MAX + 9];
+        let back = decode_request(&encode_request(pg, DiskId(6), &request, &many)).unwrap().latencies;
+        assert_eq!(back.len(), LATENCIES_MAX);
         let replies = [
             ClientReply::Done { durability_epoch: 4 },
             ClientReply::Data(data),

@@ -560,6 +560,9 @@ pub struct PeerHello {
     /// For a session: its number, which grows with each that the process opens.
     #[prost(uint64, tag = "8")]
     pub session: u64,
+    /// UDP port of the sender's endpoint for copies, at the same address; 0: its main one.
+    #[prost(uint32, tag = "9")]
+    pub bulk_port: u32,
 }
 
 #[cfg(test)]

@@ -116,8 +116,9 @@ fn no_rate_or_size_panics() {
             for bytes in [0, 1, WINDOW, 1 << 40, u64::MAX] {
                 let _ = throttle.try_take_source(DISK, CLASS, bytes);
             }
-            throttle.observe_foreground(DISK, Kind::LargeWrite, Duration::MAX, u64::MAX);
-            throttle.observe_foreground(DISK, Kind::SmallRead, Duration::ZERO, 0);
+            throttle.observe_foreground(DISK, Kind::LargeWrite, Duration::MAX);
+            throttle.observe_written(DISK, u64::MAX);
+            throttle.observe_foreground(DISK, Kind::SmallRead, Duration::ZERO);
             throttle.tick();
         }
     }
@@ -129,7 +130,7 @@ fn percentiles_cover_what_was_observed() {
     let throttle = Throttle::new();
     assert_eq!(throttle.foreground_percentiles().0, 0);
     for us in 1..=1000 {
-        throttle.observe_foreground(DISK, Kind::of(us % 2 == 0, 4096), Duration::from_micros(us), 4096);
+        throttle.observe_foreground(DISK, Kind::of(us % 2 == 0, 4096), Duration::from_micros(us));
     }
     std::thread::sleep(Duration::from_millis(30));
     throttle.tick();

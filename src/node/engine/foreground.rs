@@ -10,7 +10,15 @@ const APPLYING_MAX: usize = 4096;
 const APPLYING_KEPT: Duration = Duration::from_secs(10);
 
 impl Engine {
-    pub(super) fn client(&mut self, conn: u64, key: Key, mut request: ClientRequest) {
+    pub(super) fn client(&mut self, conn: u64, received: Received) {
+        let Received { pg, disk, mut request, latencies } = received;
+        let key = (disk, pg);
+        if let Some(client) = self.clients.get_mut(&conn).filter(|_| !latencies.is_empty()) {
+            client.tells_latencies = true;
+            for seen in latencies {
+                self.parts.throttle.observe_foreground(disk, seen.kind, Duration::from_micros(u64::from(seen.us)));
+            }
+        }
         let id = self.next_request;
         self.next_request += 1;
         let (bytes, write, measured) = match &request.op {
@@ -35,8 +43,14 @@ impl Engine {
         let Some(pending) = self.requests.remove(&request) else { return };
         if pending.measured && matches!(reply, ClientReply::Data(_) | ClientReply::Done { .. }) {
             let latency = now().since(pending.started);
-            let kind = Kind::of(pending.write, pending.bytes);
-            self.parts.throttle.observe_foreground(key.0, kind, latency, pending.bytes);
+            // What the gateway sees counts; from one that doesn't tell, of an earlier release, what is seen here.
+            if !self.clients.get(&pending.conn).is_some_and(|client| client.tells_latencies) {
+                let kind = Kind::of(pending.write, pending.bytes);
+                self.parts.throttle.observe_foreground(key.0, kind, latency);
+            }
+            if pending.write {
+                self.parts.throttle.observe_written(key.0, pending.bytes);
+            }
             let c = &self.parts.counters;
             let (ops, bytes, kind) = if pending.write {
                 (&c.writes, &c.write_bytes, Operation::Write)
@@ -47,8 +61,8 @@ impl Engine {
             bytes.fetch_add(pending.bytes, Ordering::Relaxed);
             self.parts.metrics.done(kind, pending.bytes, latency);
         }
-        if let Some(outbox) = self.clients.get(&pending.conn) {
-            outbox.send(encode_reply(pending.id, reply));
+        if let Some(client) = self.clients.get(&pending.conn) {
+            client.outbox.send(encode_reply(pending.id, reply));
         }
     }
 
@@ -71,7 +85,7 @@ impl Engine {
         if let PeerMessage::Applied { sequence, .. } = message
             && let Some(began) = self.applying.remove(&(key, *sequence))
         {
-            self.parts.throttle.observe_foreground(key.0, Kind::Apply, now().since(began), 0);
+            self.parts.throttle.observe_foreground(key.0, Kind::Apply, now().since(began));
         }
     }
 

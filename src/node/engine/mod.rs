@@ -26,11 +26,11 @@ use crate::api::metrics::{ForegroundMetrics, Operation};
 use crate::core::cluster::{ClusterMap, DiskAdminState, PgConfig, Replica as Member, ResyncClass};
 use crate::core::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
 use crate::core::replica::{
-    Action, Change, ClientOp, ClientReply, ClientRequest, Env, Input, PeerMessage, PgState, Replica, SessionMessage,
+    Action, Change, ClientOp, ClientReply, Env, Input, PeerMessage, PgState, Replica, SessionMessage,
 };
 use crate::core::units::{CHUNK_BYTES, Instant};
 use crate::net::outbox::Outbox;
-use crate::wire::client::encode_reply;
+use crate::wire::client::{Received, encode_reply};
 use crate::wire::control as msg;
 use crate::wire::leases::LeaseEntry;
 use crate::wire::replica::{Address, encode};
@@ -64,7 +64,7 @@ pub enum Event {
     /// A gateway's channel is up.
     ClientUp { id: u64, outbox: Outbox },
     /// A gateway asks.
-    Client { conn: u64, pg: PgId, disk: DiskId, request: ClientRequest },
+    Client { conn: u64, received: Received },
     /// Its channel is gone.
     ClientDown { id: u64 },
     /// This node's session to a learner is up.
@@ -106,6 +106,13 @@ struct Pending {
     write: bool,
     measured: bool,
     disk: DiskId,
+}
+
+/// A gateway's channel.
+struct Client {
+    outbox: Outbox,
+    /// It says how long its operations took: the throttle follows that.
+    tells_latencies: bool,
 }
 
 struct Session {
@@ -203,7 +210,7 @@ pub struct Engine {
     /// Parts of replicated writes under way here, since when; see [`foreground`].
     applying: HashMap<(Key, u64), Instant>,
     next_request: u64,
-    clients: HashMap<u64, Outbox>,
+    clients: HashMap<u64, Client>,
     /// (volume, incarnation, connection number) by channel, to cancel what a lost gateway asked for.
     client_sessions: HashMap<u64, HashSet<(VolumeId, u64, u64, Key)>>,
     outbound: HashMap<NodeId, (u64, Outbox)>,
@@ -345,9 +352,9 @@ impl Engine {
                 }
             }
             Event::ClientUp { id, outbox } => {
-                self.clients.insert(id, outbox);
+                self.clients.insert(id, Client { outbox, tells_latencies: false });
             }
-            Event::Client { conn, pg, disk, request } => self.client(conn, (disk, pg), request),
+            Event::Client { conn, received } => self.client(conn, received),
             Event::ClientDown { id } => {
                 self.clients.remove(&id);
                 for (volume, incarnation, connection, key) in self.client_sessions.remove(&id).unwrap_or_default() {
@@ -537,7 +544,7 @@ impl Engine {
                 let (bytes, disk) = (u64::from(*bytes), key.0);
                 self.parts.counters.resync_written[index].fetch_add(bytes, Ordering::Relaxed);
                 let throttle = self.parts.throttle.clone();
-                self.parts.runtime.spawn(async move {
+                self.parts.links.bulk.runtime.spawn(async move {
                     throttle.take_target(disk, class, bytes).await;
                     outbox.send(frame);
                 });
@@ -586,7 +593,7 @@ impl Engine {
                 None => links.no_session(id, key.1, key.0, learner).await,
             }
         };
-        let task = Some(self.parts.runtime.spawn(task));
+        let task = Some(self.parts.links.bulk.runtime.spawn(task));
         self.sessions.insert((key, learner), Session { id, opened: None, outbox: None, task, class });
     }
 

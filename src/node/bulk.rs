@@ -1,0 +1,95 @@
+//! Where copies travel: a thread, a runtime and a UDP socket of their own, at a lower CPU priority than guests' requests.
+//!
+//! A node's other messages share one or two worker threads. Unpacking a megabyte of a copy there would hold up each of
+//! them, and on a host whose cores are busy a copy takes its turns from guests. So all Resync links, and hashing and
+//! encoding of what travels on them, stay on this thread; the kernel lets it wait when the cores are wanted, and it keeps
+//! a part of one even then, so that copies never stand still. Peers learn the port from the hello of their foreground
+//! link; a peer of a release that has no such port is dialed at its main one.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use crate::core::ids::NodeId;
+use crate::net::identity::Identity;
+use crate::net::quic::{BindEndpointError, Endpoint};
+use crate::net::tuning::Tuning;
+
+/// CPU priority of what only copies need, as nice(2) counts: against a thread of guests' IO that wants the same core it gets
+/// a quarter, which is more than any floor needs.
+pub const NICENESS: i32 = 5;
+
+/// The bulk thread's handle.
+pub struct Bulk {
+    /// Dials and accepts Resync links.
+    pub endpoint: Endpoint,
+    /// Its runtime.
+    pub runtime: Handle,
+    /// Of this node, for peers.
+    pub port: u16,
+    peers: Mutex<HashMap<NodeId, SocketAddr>>,
+    /// Ends the thread when it is dropped.
+    _stop: tokio::sync::oneshot::Sender<()>,
+}
+
+/// Why copies have no thread.
+#[derive(Debug, thiserror::Error)]
+pub enum StartBulk {
+    /// No thread or no runtime.
+    #[error("can't start the thread for copies: {0}")]
+    Thread(#[from] io::Error),
+    /// No socket.
+    #[error(transparent)]
+    Endpoint(#[from] BindEndpointError),
+}
+
+impl Bulk {
+    /// Starts the thread, with an endpoint at a free port of `addr`'s address.
+    ///
+    /// # Errors
+    /// No thread, no runtime or no socket.
+    pub fn start(addr: SocketAddr, identity: Arc<Identity>) -> Result<Bulk, StartBulk> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        std::thread::Builder::new().name("copies".to_owned()).spawn(move || {
+            yield_to_guests();
+            // Ends when the handle is dropped; nothing is sent.
+            let _ = runtime.block_on(stopped);
+        })?;
+        let endpoint = {
+            let _inside = handle.enter();
+            Endpoint::bind(SocketAddr::new(addr.ip(), 0), identity, Tuning::default())?
+        };
+        let port = endpoint.local_addr()?.port();
+        Ok(Bulk { endpoint, runtime: handle, port, peers: Mutex::default(), _stop: stop })
+    }
+
+    /// Where a peer takes Resync links; none if it has no port for them.
+    pub fn set_peer(&self, node: NodeId, addr: Option<SocketAddr>) {
+        let mut peers = self.peers.lock();
+        match addr {
+            Some(addr) => drop(peers.insert(node, addr)),
+            None => drop(peers.remove(&node)),
+        }
+    }
+
+    /// Where to dial a peer; `main` is its foreground address.
+    pub fn peer(&self, node: NodeId, main: SocketAddr) -> SocketAddr {
+        self.peers.lock().get(&node).copied().unwrap_or(main)
+    }
+}
+
+/// Lowers the calling thread's CPU priority below that of its process: it does nothing that a guest waits for. Where that
+/// isn't allowed, it runs like the others.
+pub(super) fn yield_to_guests() {
+    let lowered = rustix::process::getpriority_process(None)
+        .and_then(|now| rustix::process::setpriority_process(None, now + NICENESS));
+    if let Err(error) = lowered {
+        tracing::debug!(%error, "a thread for copies keeps the ordinary priority");
+    }
+}
