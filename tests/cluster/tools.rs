@@ -76,6 +76,8 @@ pub fn missing(command: &Command, error: &std::io::Error) -> String {
         "mount" | "umount" => "mount",
         "cmp" => "diffutils",
         "prometheus" | "promtool" => "prometheus",
+        "chromium" => "chromium",
+        "chromedriver" => "chromium-driver",
         "ip" => "iproute2",
         "iptables" => "iptables",
         "unshare" | "nsenter" => "util-linux",
