@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Jobs shown: the one that runs and the last few.
 const JOBS_SHOWN: usize = 6;
-/// Events shown: a screen full.
-const EVENTS_SHOWN: u64 = 40;
+/// Events looked at: many of a kind become one line.
+const EVENTS_LOOKED_AT: u64 = 600;
 /// Volumes shown one by one, the worst first.
 const VOLUMES_SHOWN: usize = 50;
 
@@ -64,7 +64,7 @@ impl Owner {
     }
 
     fn last_events(&self) -> Vec<Event> {
-        let mut events = self.events.after(self.events.last().saturating_sub(EVENTS_SHOWN));
+        let mut events = self.events.after(self.events.last().saturating_sub(EVENTS_LOOKED_AT));
         events.reverse();
         events
     }
@@ -79,11 +79,13 @@ impl Owner {
             match v.deleting {
                 false if all_whole => 3,
                 true => 2,
-                false => states().fold(3, |worst, s| worst.min(match s {
-                    PgState::Unavailable(_) => 0,
-                    PgState::Degraded => 1,
-                    PgState::Clean => 3,
-                })),
+                false => states().fold(3, |worst, s| {
+                    worst.min(match s {
+                        PgState::Unavailable(_) => 0,
+                        PgState::Degraded => 1,
+                        PgState::Clean => 3,
+                    })
+                }),
             }
         };
         let mut graded: Vec<(u8, &Volume)> = map.volumes.values().map(|v| (grade(v), v)).collect();

@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn names_that_strangers_can_give_are_not_own() {
-        let own = ["127.0.0.1:7400", "localhost:7400", "localhost", "[::1]:7400", "host1:7400", "a.localhost:1", "10.0.0.7"];
+        let own =
+            ["127.0.0.1:7400", "localhost:7400", "localhost", "[::1]:7400", "host1:7400", "a.localhost:1", "10.0.0.7"];
         for name in own {
             assert!(is_own_name(Some(name)), "{name}");
         }
@@ -111,7 +112,9 @@ mod tests {
 
     #[test]
     fn a_page_of_another_origin_is_foreign() {
-        let with = |name: &'static str, value: &'static str| HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
+        let with = |name: &'static str, value: &'static str| {
+            HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())])
+        };
         let host = Some("127.0.0.1:7400");
         assert!(!is_foreign(&HeaderMap::new(), host));
         assert!(!is_foreign(&with("origin", "http://127.0.0.1:7400"), host));

@@ -73,5 +73,7 @@ pub(super) fn router(observed: Observed, events: crossbeam_channel::Sender<Event
             }
         }
     };
-    guard::readers_only(Router::new().route("/metrics", get(text)).route("/debug/pg/{pg}", get(describe)).merge(console))
+    guard::readers_only(
+        Router::new().route("/metrics", get(text)).route("/debug/pg/{pg}", get(describe)).merge(console),
+    )
 }

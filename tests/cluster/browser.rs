@@ -75,7 +75,11 @@ impl Browser {
         let mut reply = self.agent.post(&url).send_json(body).map_err(|e| e.to_string())?;
         let text = reply.body_mut().with_config().limit(64 << 20).read_to_string().map_err(|e| e.to_string())?;
         let answer: Value = serde_json::from_str(&text).map_err(|e| format!("{e}: {text}"))?;
-        if reply.status().is_success() { Ok(answer["value"].clone()) } else { Err(answer["value"]["message"].to_string()) }
+        if reply.status().is_success() {
+            Ok(answer["value"].clone())
+        } else {
+            Err(answer["value"]["message"].to_string())
+        }
     }
 
     /// A command of the DevTools protocol.
@@ -139,7 +143,8 @@ impl Browser {
     /// Every URL that was asked for since the last call.
     pub fn requests(&self) -> Vec<String> {
         let entries = self.post("/se/log", &json!({ "type": "performance" }));
-        let messages = entries.as_array().expect("entries").iter().filter_map(|e| e["message"].as_str()?.parse::<Value>().ok());
+        let messages =
+            entries.as_array().expect("entries").iter().filter_map(|e| e["message"].as_str()?.parse::<Value>().ok());
         let sent = messages.filter(|m| m["message"]["method"] == "Network.requestWillBeSent");
         sent.filter_map(|m| m["message"]["params"]["request"]["url"].as_str().map(str::to_owned)).collect()
     }

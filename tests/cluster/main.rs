@@ -33,6 +33,7 @@ mod overlaps;
 mod partitions;
 mod pools;
 mod power_cut;
+mod readers;
 mod real_input;
 mod refusals;
 mod restart;
@@ -131,6 +132,7 @@ const TESTS: &[Test] = tests! {
     ALWAYS dashboards::runbooks_name_commands_that_exist;
     ALWAYS dashboards::every_panel_shows_something;
     ALWAYS console::an_operator_watches_a_rebalance_and_a_loss;
+    ALWAYS readers::beyond_loopback_only_known_readers_read;
     ALWAYS console::what_foreign_pages_ask_for_is_refused;
     ALWAYS real_input::a_file_system_survives_a_join_and_a_kill;
 };

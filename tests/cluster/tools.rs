@@ -77,6 +77,7 @@ pub fn missing(command: &Command, error: &std::io::Error) -> String {
         "cmp" => "diffutils",
         "prometheus" | "promtool" => "prometheus",
         "chromium" => "chromium",
+        "curl" => "curl",
         "chromedriver" => "chromium-driver",
         "ip" => "iproute2",
         "iptables" => "iptables",

@@ -17,9 +17,11 @@ pub struct Line<'a> {
     pub values: Vec<u64>,
 }
 
-/// Lines over one scale from 0, with a legend of their last values; `show` writes a value.
-pub fn chart(what: &str, lines: &[Line<'_>], show: impl Fn(u64) -> String) -> Markup {
+/// Lines over one scale from 0, with a legend of their last values; `show` writes a value, whose units go up by `thousand`;
+/// the scale is never below `least`.
+pub fn chart(what: &str, lines: &[Line<'_>], (thousand, least): (u64, u64), show: impl Fn(u64) -> String) -> Markup {
     let highest = lines.iter().flat_map(|l| &l.values).copied().max().unwrap_or(0);
+    let top = scale(highest.max(least), thousand);
     let minutes = HISTORY_INTERVAL.as_secs() * History::len_max() as u64 / 60;
     let last = |l: &Line<'_>| show(l.values.last().copied().unwrap_or(0));
     let said: Vec<String> = lines.iter().map(|l| format!("{} {}", l.name, last(l))).collect();
@@ -32,25 +34,25 @@ pub fn chart(what: &str, lines: &[Line<'_>], show: impl Fn(u64) -> String) -> Ma
             }
             svg role="img" aria-label=(label) viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } preserveAspectRatio="none" {
                 line.base x1="0" x2=(WIDTH) y1=(HEIGHT) y2=(HEIGHT) {}
-                line.grid x1="0" x2=(WIDTH) y1=(HEIGHT / 2.0) y2=(HEIGHT / 2.0) {}
-                @for l in lines { polyline class=(l.class) points=(points(&l.values, scale(highest))) {} }
+                line.grid x1="0" x2=(WIDTH) y1="1" y2="1" {}
+                @for l in lines { polyline class=(l.class) points=(points(&l.values, top)) {} }
             }
-            p.axis { span { (minutes) " min ago" } span { "top " (show(scale(highest))) } span { "now" } }
+            p.axis { span { (minutes) " min ago" } span { "now" } span.top-value { (show(top)) } }
         }
     }
 }
 
-/// The next of 1, 2, 5 × 10^n: the scale stands still while values move.
-fn scale(highest: u64) -> u64 {
-    let mut step = 1u64;
+/// The next round number in its unit: the scale stands still while values move.
+fn scale(highest: u64, thousand: u64) -> u64 {
+    let mut unit = 1u64;
     loop {
-        for factor in [1, 2, 5] {
-            let top = step.saturating_mul(factor);
+        for factor in [1, 2, 5, 10, 20, 50, 100, 200, 500] {
+            let top = unit.saturating_mul(factor);
             if top >= highest || top == u64::MAX {
                 return top;
             }
         }
-        step = step.saturating_mul(10);
+        unit = unit.saturating_mul(thousand);
     }
 }
 
@@ -70,8 +72,10 @@ mod tests {
 
     #[test]
     fn the_scale_stands_still() {
-        assert_eq!([0, 1, 2, 3, 5, 6, 10, 11, 499, 501].map(scale), [1, 1, 2, 5, 5, 10, 10, 20, 500, 1000]);
-        assert_eq!(scale(u64::MAX), u64::MAX);
+        let decimal = [0, 1, 3, 6, 11, 499, 501].map(|n| scale(n, 1000));
+        assert_eq!(decimal, [1, 1, 5, 10, 20, 500, 1000]);
+        assert_eq!([501, 7 << 20, 600 << 20].map(|n| scale(n, 1024)), [1024, 10 << 20, 1 << 30]);
+        assert_eq!(scale(u64::MAX, 1000), u64::MAX);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::chart::{Line, chart};
 use super::facts::{ClusterFacts, Sample};
 use super::parts::*;
 use super::{Page, Section};
-use crate::api::types::{DiskInfo, JobInfo, NodeInfo, PgCounts, ResyncInfo, SessionInfo};
+use crate::api::types::{DiskInfo, Event, JobInfo, NodeInfo, PgCounts, ResyncInfo, SessionInfo};
 use crate::core::ids::DiskId;
 
 /// Reasons below the first that are shown.
@@ -19,6 +19,10 @@ const COPIES_SHOWN: usize = 8;
 const DISKS_SHOWN: usize = 120;
 /// Nodes or disks that need a look, of a large cluster.
 const UNWELL_SHOWN: usize = 40;
+/// Lines of events.
+const EVENTS_SHOWN: usize = 40;
+/// See [`folded`].
+const FOLD_MS: u64 = 60_000;
 /// Zones of a large cluster.
 const ZONES_SHOWN: usize = 60;
 
@@ -45,7 +49,7 @@ fn who(f: &ClusterFacts) -> Markup {
     html! {
         p { "cluster " code { (f.status.cluster.chars().take(8).collect::<String>()) } }
         p { "coordinator " (f.release) }
-        p { "map " (count(f.status.map_version)) }
+        p.optional { "map " (count(f.status.map_version)) }
         p.clock { (time(f.unix_ms, f.unix_ms)) " UTC" }
     }
 }
@@ -66,12 +70,15 @@ fn headline(f: &ClusterFacts) -> (&'static str, String) {
     let nodes = f.status.nodes.iter().filter(|n| n.state != "removed").count() as u64;
     let moving = f.status.resync.pending_moves;
     let sentence = match (nodes, f.status.pgs.total) {
-        (0, _) => "No node has joined yet: make a token for each with “evenkeel token create --role node”.".to_owned(),
-        (_, 0) => format!("{} up; there is no pool yet: “evenkeel pool create default”.", nodes_are(nodes)),
+        (0, _) => "No node has joined yet: make a token for each with `evenkeel token create --role node`.".to_owned(),
+        (_, 0) => format!("{} up; there is no pool yet: `evenkeel pool create default`.", nodes_are(nodes)),
         _ if moving > 0 => {
             let left = eta_words(&f.resync);
             let left = if left.is_empty() { String::new() } else { format!(", {left}") };
-            format!("All data has all its copies; {} to even the load{left}.", plural(moving, "copy moves", "copies move"))
+            format!(
+                "All data has all its copies; {} to other disks{left}.",
+                plural(moving, "copy moves", "copies move")
+            )
         }
         _ => format!("All is well: {} up and all data has all its copies.", nodes_are(nodes)),
     };
@@ -87,12 +94,12 @@ pub(super) fn health_block(level: &str, sentence: &str, reasons: &[String]) -> M
         h1 class=(level) data-title={ (word_of(level)) " · Evenkeel" } {
             span.mark aria-hidden="true" {}
             span.word { (word_of(level)) }
-            span.sentence { (sentence) }
+            span.sentence { (words(sentence)) }
         }
         @if !reasons.is_empty() {
             ul.reasons {
-                @for reason in reasons.iter().take(REASONS_SHOWN) { li { (reason) } }
-                @if reasons.len() > REASONS_SHOWN { li { (plural((reasons.len() - REASONS_SHOWN) as u64, "more reason", "more reasons")) ": evenkeel health" } }
+                @for reason in reasons.iter().take(REASONS_SHOWN) { li { (words(reason)) } }
+                @if reasons.len() > REASONS_SHOWN { li { (plural((reasons.len() - REASONS_SHOWN) as u64, "more reason", "more reasons")) ": " code { "evenkeel health" } } }
             }
         }
     }
@@ -184,7 +191,7 @@ fn resync(f: &ClusterFacts) -> Markup {
             p.line { "Nothing moves. " strong { (HumanBytes(s.bytes_done)) } " copied and verified over the cluster's life." }
         }
         (copies(f))
-        (chart("Resync", &[Line { name: "written", class: "a", values: of(f, |s| s.resync_bytes_per_sec) }], rate))
+        (chart("Resync", &[Line { name: "written", class: "a", values: of(f, |s| s.resync_bytes_per_sec) }], (1024, 1 << 20), rate))
         (settings(r))
         (past_jobs(f))
     }
@@ -194,7 +201,7 @@ fn eta_short(r: &ResyncInfo) -> Markup {
     match (r.status.eta_seconds, r.status.eta_range_seconds) {
         (Some(eta), _) if eta < 0.0 => html! { "diverging" },
         (Some(eta), Some(range)) => {
-            html! { (seconds(eta)) " " span.sub { (seconds(range.low)) " to " (seconds(range.high)) } }
+            html! { (seconds(eta)) span.range { (seconds(range.low)) " to " (seconds(range.high)) } }
         }
         (Some(eta), None) => html! { (seconds(eta)) },
         _ => html! { "not known yet" },
@@ -204,7 +211,7 @@ fn eta_short(r: &ResyncInfo) -> Markup {
 fn job_line(job: &JobInfo) -> Markup {
     html! {
         div.job {
-            p { strong { "Job " (job.id) } " " (state(job.state.name())) " " (job.reason) }
+            p { strong { "Job " (job.id) } " · " (state(job.state.name())) " · " (job.reason) }
             (progress(job.bytes_done, job.bytes_total, &format!("job {}", job.id)))
             p.sub {
                 (HumanBytes(job.bytes_done)) " of " (HumanBytes(job.bytes_total)) " · " (count(job.moves_done)) " of " (plural(job.moves_total, "move", "moves")) " · by " (job.actor)
@@ -244,12 +251,13 @@ fn copies(f: &ClusterFacts) -> Markup {
                 }
             }
         }
-        @if all.len() > COPIES_SHOWN { p.sub { "and " (count((all.len() - COPIES_SHOWN) as u64)) " more: evenkeel resync status" } }
+        @if all.len() > COPIES_SHOWN { p.sub { "and " (count((all.len() - COPIES_SHOWN) as u64)) " more: " code { "evenkeel resync status" } } }
     }
 }
 
 fn settings(r: &ResyncInfo) -> Markup {
-    let target = r.target_p99_us.map_or_else(|| format!("{} × quiet", r.target_inflation), |us| format!("p99 ≤ {}", micros(us)));
+    let target =
+        r.target_p99_us.map_or_else(|| format!("{} × quiet", r.target_inflation), |us| format!("p99 ≤ {}", micros(us)));
     html! {
         dl.facts.small {
             div { dt { "profile" } dd { (r.profile.name()) } }
@@ -288,11 +296,11 @@ pub(super) fn guest_charts(history: &[Sample]) -> Markup {
         (chart("Operations", &[
             Line { name: "reads", class: "a", values: of(|s| s.read_iops) },
             Line { name: "writes", class: "b", values: of(|s| s.write_iops) },
-        ], |n| format!("{}/s", count(n))))
+        ], (1000, 10), |n| format!("{}/s", count(n))))
         (chart("Latency", &[
             Line { name: "median", class: "a", values: of(|s| s.p50_us) },
             Line { name: "p99", class: "b", values: of(|s| s.p99_us) },
-        ], micros))
+        ], (1000, 1000), micros))
     }
 }
 
@@ -369,7 +377,7 @@ fn disk_cells(d: &DiskInfo) -> Markup {
         td title=(d.path) { (d.id) }
         td { (state(&d.state)) }
         td { @if d.class.is_empty() { "—" } @else { (d.class) } }
-        td { (fill(d.used_bytes, d.capacity_bytes, &d.id.to_string())) }
+        td { (fill(d.used_bytes, d.capacity_bytes)) }
         td.num { (HumanBytes(d.used_bytes)) }
         td.num { (HumanBytes(d.capacity_bytes)) }
         td.num { (count(d.pg_replicas)) }
@@ -399,10 +407,13 @@ fn zones(nodes: &[&NodeInfo]) -> Markup {
             (zone.used, zone.capacity) = (zone.used + d.used_bytes, zone.capacity + d.capacity_bytes);
         }
     }
-    let unwell = |n: &&&NodeInfo| n.state != "up" || n.disks.iter().any(|d| !matches!(d.state.as_str(), "up" | "removed"));
+    let unwell =
+        |n: &&&NodeInfo| n.state != "up" || n.disks.iter().any(|d| !matches!(d.state.as_str(), "up" | "removed"));
     let unwell: Vec<&NodeInfo> = nodes.iter().filter(unwell).copied().collect();
     let mut fullest: Vec<(&NodeInfo, &DiskInfo)> = nodes.iter().flat_map(|n| n.disks.iter().map(|d| (*n, d))).collect();
-    fullest.sort_by_key(|(_, d)| std::cmp::Reverse((u128::from(d.used_bytes) * 1_000_000 / u128::from(d.capacity_bytes.max(1)), d.id)));
+    fullest.sort_by_key(|(_, d)| {
+        std::cmp::Reverse((u128::from(d.used_bytes) * 1_000_000 / u128::from(d.capacity_bytes.max(1)), d.id))
+    });
     html! {
         div.scroll tabindex="0" role="region" aria-label="Zones" {
             table {
@@ -412,7 +423,7 @@ fn zones(nodes: &[&NodeInfo]) -> Markup {
                     th scope="row" { @if name.is_empty() { "—" } @else { (name) } }
                     td.num { (count(z.nodes_up)) " of " (count(z.nodes)) }
                     td.num { (count(z.disks_up)) " of " (count(z.disks)) }
-                    td { (fill(z.used, z.capacity, name)) }
+                    td { (fill(z.used, z.capacity)) }
                     td.num { (HumanBytes(z.used)) }
                     td.num { (HumanBytes(z.capacity)) }
                 } } }
@@ -431,13 +442,13 @@ fn zones(nodes: &[&NodeInfo]) -> Markup {
                 } } }
             }
         }
-        @if unwell.len() > UNWELL_SHOWN { p.sub { "and " (count((unwell.len() - UNWELL_SHOWN) as u64)) " more: evenkeel node list" } }
+        @if unwell.len() > UNWELL_SHOWN { p.sub { "and " (count((unwell.len() - UNWELL_SHOWN) as u64)) " more: " code { "evenkeel node list" } } }
         div.scroll tabindex="0" role="region" aria-label="Fullest disks" {
             table {
                 caption { "Fullest disks" }
                 thead { tr { th scope="col" { "Disk" } th scope="col" { "Node" } th scope="col" { "State" } th scope="col" { "Fill" } th.num scope="col" { "Used" } } }
                 tbody { @for (n, d) in fullest.iter().take(10) { tr {
-                    th scope="row" { (d.id) } td { (node_name(n)) } td { (state(&d.state)) } td { (fill(d.used_bytes, d.capacity_bytes, &d.id.to_string())) } td.num { (HumanBytes(d.used_bytes)) }
+                    th scope="row" { (d.id) } td { (node_name(n)) } td { (state(&d.state)) } td { (fill(d.used_bytes, d.capacity_bytes)) } td.num { (HumanBytes(d.used_bytes)) }
                 } } }
             }
         }
@@ -449,7 +460,7 @@ fn volumes(f: &ClusterFacts) -> Markup {
     let aside = html! { (plural(v.total as u64, "volume", "volumes")) @if v.unwell > 0 { ", " (count(v.unwell as u64)) " not whole" } };
     html! {
         (title("volumes", "Volumes", aside))
-        @if v.total == 0 { p.line { "No volume yet: “evenkeel volume create disk1 --size 4GiB”." } } @else {
+        @if v.total == 0 { p.line { "No volume yet: " code { "evenkeel volume create disk1 --size 4GiB" } "." } } @else {
             div.scroll tabindex="0" role="region" aria-label="Volumes" {
                 table {
                     caption.hidden { "Volumes" }
@@ -466,7 +477,7 @@ fn volumes(f: &ClusterFacts) -> Markup {
                     } } }
                 }
             }
-            @if v.total > v.shown.len() { p.sub { "and " (count((v.total - v.shown.len()) as u64)) " more: evenkeel volume list" } }
+            @if v.total > v.shown.len() { p.sub { "and " (count((v.total - v.shown.len()) as u64)) " more: " code { "evenkeel volume list" } } }
         }
     }
 }
@@ -475,17 +486,39 @@ fn events(f: &ClusterFacts) -> Markup {
     html! {
         (title("events", "Events", html! { "newest first, times in UTC" }))
         @if f.events.is_empty() { p.line { "Nothing happened yet." } } @else {
-            ol.events {
-                @for e in &f.events { li { span.when { (time(e.unix_ms, f.unix_ms)) } span.what { (e.text) " " span.sub { (e.kind) " · " (e.actor) } } } }
+            ol.events tabindex="0" aria-label="Events" {
+                @for (e, more) in folded(&f.events).iter().take(EVENTS_SHOWN) { li {
+                    span.when { (time(e.unix_ms, f.unix_ms)) }
+                    span.what {
+                        (e.text) " "
+                        @if *more > 0 { strong { "and " (count(*more)) " more like it " } }
+                        span.sub { (e.kind) " · " (e.actor) }
+                    }
+                } }
             }
         }
     }
 }
 
+/// A lost node changes hundreds of PGs at once: those of a kind within a minute are one line, and how many more there were.
+fn folded(events: &[Event]) -> Vec<(&Event, u64)> {
+    let mut lines: Vec<(&Event, u64)> = Vec::new();
+    for event in events {
+        let alike = |(line, _): &&mut (&Event, u64)| {
+            line.kind == event.kind && line.unix_ms.saturating_sub(event.unix_ms) < FOLD_MS
+        };
+        match lines.iter_mut().find(alike).filter(|_| event.kind.starts_with("pg-")) {
+            Some((_, more)) => *more += 1,
+            None => lines.push((event, 0)),
+        }
+    }
+    lines
+}
+
 /// What an operator can do here. Shown by the script alone, as a header with the token can't be sent without one.
 pub(super) fn actions() -> Markup {
     html! {
-        noscript { p.line { "Actions need JavaScript here, or the command line: evenkeel resync pause, evenkeel resync set --profile recovery, evenkeel node drain." } }
+        noscript { p.line { "Actions need JavaScript here, or the command line: " code { "evenkeel resync pause" } ", " code { "evenkeel resync set --profile recovery" } ", " code { "evenkeel node drain n1" } "." } }
         section.card #actions aria-labelledby="actions-title" hidden {
             (title("actions", "Actions", html! { "with the operator's token" }))
             form #token-form method="post" autocomplete="off" {

@@ -40,7 +40,7 @@ const ICON: &str = include_str!("icon.svg");
 pub type Source = dyn Fn() -> Pin<Box<dyn Future<Output = Option<Page>> + Send>> + Send + Sync;
 
 /// A rendering.
-struct Frame {
+pub(super) struct Frame {
     page: Page,
     /// Of each section, as a JSON member.
     members: Vec<String>,
@@ -85,11 +85,12 @@ impl Hub {
 
     fn stream(&self) -> Response {
         let Ok(permit) = self.streams.clone().try_acquire_owned() else {
-            let text = format!("{STREAMS_MAX} windows watch this console already: close one, or reload the page by hand\n");
+            let text =
+                format!("{STREAMS_MAX} windows watch this console already: close one, or reload the page by hand\n");
             return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
         };
         let hub = self.clone();
-        // The permit goes with the stream. What was sent last is compared by pointer-free equality: a section is some KiB.
+        // The permit goes with the stream.
         let state = (hub, permit, None::<Arc<Frame>>);
         let events = stream::unfold(state, |(hub, permit, sent)| async move {
             if sent.is_some() {
@@ -102,8 +103,14 @@ impl Hub {
         Sse::new(events).into_response()
     }
 
+    /// The next look renders anew.
+    #[cfg(test)]
+    pub(super) async fn forget(&self) {
+        *self.last.lock().await = None;
+    }
+
     /// The last rendering, or a new one.
-    async fn frame(&self) -> Option<Arc<Frame>> {
+    pub(super) async fn frame(&self) -> Option<Arc<Frame>> {
         let mut last = self.last.lock().await;
         if let Some(frame) = last.as_ref()
             && frame.made.elapsed() < FRESH.max(frame.cost * COST_SHARE)
@@ -121,14 +128,26 @@ impl Hub {
 }
 
 /// The sections that differ from those sent before, as one JSON object.
-fn news(frame: &Frame, sent: Option<&Frame>) -> String {
+pub(super) fn news(frame: &Frame, sent: Option<&Frame>) -> String {
     let is_new = |at: usize| sent.is_none_or(|s| s.page.sections.get(at) != frame.page.sections.get(at));
-    let changed: Vec<&str> = (0..frame.members.len()).filter(|at| is_new(*at)).map(|at| frame.members[at].as_str()).collect();
+    let changed: Vec<&str> =
+        (0..frame.members.len()).filter(|at| is_new(*at)).map(|at| frame.members[at].as_str()).collect();
     format!("{{{}}}", changed.join(","))
 }
 
+/// What a browser gets at `/`.
+#[cfg(test)]
+pub(super) fn whole(page: &Page, has_actions: bool) -> String {
+    shell(page, has_actions).into_string()
+}
+
+/// What the page needs beside itself.
+#[cfg(test)]
+pub(super) const ASSETS_BYTES: usize = STYLE.len() + SCRIPT.len() + ICON.len();
+
 fn silent() -> Response {
-    let text = "the daemon does not answer: it is stopping, or has too much to do; the other nodes' pages may tell more\n";
+    let text =
+        "the daemon does not answer: it is stopping, or has too much to do; the other nodes' pages may tell more\n";
     (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 

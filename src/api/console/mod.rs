@@ -18,7 +18,7 @@ mod parts;
 
 pub use cluster::render as render_cluster;
 pub use facts::{
-    ClusterFacts, CopyFacts, HISTORY_INTERVAL, History, NodeDisk, NodeFacts, NodeLink, Sample, Volumes, VolumeLine,
+    ClusterFacts, CopyFacts, HISTORY_INTERVAL, History, NodeDisk, NodeFacts, NodeLink, Sample, VolumeLine, Volumes,
 };
 pub use hub::{Hub, STREAMS_MAX, Source};
 pub use node::render as render_node;

@@ -47,7 +47,10 @@ fn health(f: &NodeFacts) -> (&'static str, Vec<String>) {
     }
     let silent_ms = f.unix_ms.saturating_sub(f.coordinator_heard_unix_ms);
     if f.coordinator_heard_unix_ms == 0 {
-        warnings.push("No coordinator has answered since this node started: it serves what it knows as soon as one does.".to_owned());
+        warnings.push(
+            "No coordinator has answered since this node started: it serves what it knows as soon as one does."
+                .to_owned(),
+        );
     } else if silent_ms > SILENCE_MS {
         warnings.push(format!(
             "The coordinator has not answered for {}: IO goes on, nothing is planned or promoted meanwhile.",
@@ -85,7 +88,8 @@ fn who(f: &NodeFacts) -> Markup {
 }
 
 fn this_node(f: &NodeFacts) -> Markup {
-    let place = [f.zone.as_str(), f.rack.as_str()].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" / ");
+    let place =
+        [f.zone.as_str(), f.rack.as_str()].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" / ");
     html! {
         (title("node", "This node", html! { (f.id) }))
         dl.facts {
@@ -111,7 +115,7 @@ fn foreground(f: &NodeFacts) -> Markup {
     html! {
         (title("foreground", "Foreground", html! { (count(now.read_iops + now.write_iops)) " operations/s" }))
         (guest_charts(&f.history))
-        (chart("Resync", &[Line { name: "written here", class: "a", values: f.history.iter().map(|s| s.resync_bytes_per_sec).collect() }], rate))
+        (chart("Resync", &[Line { name: "written here", class: "a", values: f.history.iter().map(|s| s.resync_bytes_per_sec).collect() }], (1024, 1 << 20), rate))
     }
 }
 
@@ -129,7 +133,7 @@ fn disks(f: &NodeFacts) -> Markup {
                     th scope="row" { (d.id) }
                     td { (state(d.state)) }
                     td { (d.class) }
-                    td { (fill(d.used_bytes, d.capacity_bytes, &d.id.to_string())) }
+                    td { (fill(d.used_bytes, d.capacity_bytes)) }
                     td.num { (HumanBytes(d.used_bytes)) }
                     td.num { (HumanBytes(d.capacity_bytes)) }
                     td.num { (count(d.primaries)) }

@@ -88,12 +88,15 @@ pub fn state(word: &str) -> Markup {
 }
 
 /// How full something is: a bar with its text.
-pub fn fill(used: u64, capacity: u64, what: &str) -> Markup {
+pub fn fill(used: u64, capacity: u64) -> Markup {
     let percent = percent(used, capacity);
     let grade = if percent >= 85 { "fill near" } else { "fill" };
     html! {
         span class=(grade) {
-            meter min="0" max="100" value=(percent) aria-label={ "fill of " (what) } { (percent) " %" }
+            svg.bar aria-hidden="true" viewBox="0 0 100 6" preserveAspectRatio="none" {
+                rect.empty width="100" height="6" {}
+                rect.used width=(percent) height="6" {}
+            }
             span.num { (percent) " %" }
         }
     }
@@ -102,6 +105,11 @@ pub fn fill(used: u64, capacity: u64, what: &str) -> Markup {
 /// A share of a whole in percent, rounded down: 100 is all of it.
 pub fn percent(part: u64, whole: u64) -> u64 {
     (u128::from(part) * 100 / u128::from(whole.max(1))).min(100) as u64
+}
+
+/// A sentence; what stands between backticks is a command.
+pub fn words(text: &str) -> Markup {
+    html! { @for (at, part) in text.split('`').enumerate() { @if at % 2 == 1 { code { (part) } } @else { (part) } } }
 }
 
 /// A progress bar with its text.
@@ -124,5 +132,6 @@ pub fn title(id: &str, text: &str, aside: Markup) -> Markup {
 pub fn link_to(url: &str) -> Option<String> {
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?.trim_end_matches('/');
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-' | '[' | ']');
-    (!rest.is_empty() && rest.len() <= 255 && rest.chars().all(plain)).then(|| format!("{}/", url.trim_end_matches('/')))
+    (!rest.is_empty() && rest.len() <= 255 && rest.chars().all(plain))
+        .then(|| format!("{}/", url.trim_end_matches('/')))
 }
