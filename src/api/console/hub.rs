@@ -198,8 +198,8 @@ fn shell(page: &Page, has_actions: bool) -> Markup {
                 }
                 main #main tabindex="-1" {
                     div.health aria-live="polite" {
-                        div #health { @if let Some(html) = section("health") { (html) } }
                         p.lost #lost hidden {}
+                        div #health { @if let Some(html) = section("health") { (html) } }
                     }
                     @for s in page.sections.iter().filter(|s| !matches!(s.id, "who" | "health" | "title")) {
                         section.card #(s.id) aria-labelledby={ (s.id) "-title" } { (PreEscaped(s.html.as_str())) }

@@ -26,9 +26,9 @@ pub fn render(f: &NodeFacts) -> Page {
             section("health", health_block(level, &sentence, &reasons)),
             section("node", this_node(f)),
             section("foreground", foreground(f)),
+            section("copies", copies(f)),
             section("disks", disks(f)),
             section("throttle", throttle(f)),
-            section("copies", copies(f)),
             section("peers", peers(f)),
         ],
     }
@@ -97,14 +97,14 @@ fn this_node(f: &NodeFacts) -> Markup {
             div { dt { "zone / rack" } dd { @if place.is_empty() { "—" } @else { (place) } } }
             div { dt { "address" } dd { (f.addr) } }
             div { dt { "up for" } dd { (seconds(f.unix_ms.saturating_sub(f.started_unix_ms) as f64 / 1000.0)) } }
-            div { dt { "map" } dd { @if f.map_version == 0 { "none yet" } @else { "epoch " (f.map_epoch) ", version " (count(f.map_version)) } } }
+            div { dt { "map" } dd { @if f.map_version == 0 { "none yet" } @else { (count(f.map_version)) " " span.sub { "epoch " (f.map_epoch) } } } }
             div { dt { "hash mismatches" } dd { (count(f.hash_mismatches)) } }
             div { dt { "coordinator" } dd {
                 (state(if f.coordinator_connected { "up" } else { "down" }))
                 " " span.sub { @if f.coordinator_heard_unix_ms == 0 { "not heard yet" } @else { "last heard " (time(f.coordinator_heard_unix_ms, f.unix_ms)) } }
             } }
             @if let Some(url) = link_to(&f.coordinator_url) {
-                div { dt { "cluster's console" } dd { a href=(url) rel="noreferrer" { (url) } } }
+                div { dt { "cluster's console" } dd { a href=(url) rel="noreferrer" { (url.split_once("//").map_or("", |(_, at)| at.trim_end_matches('/'))) } } }
             }
         }
     }
