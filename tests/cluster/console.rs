@@ -163,6 +163,9 @@ fn plain_page_says_the_same(browser: &Browser, dev: &Dev, own: &str) {
     let shown =
         browser.devtools("DOM.getOuterHTML", json!({ "nodeId": document["root"]["nodeId"] }))["outerHTML"].clone();
     let shown = shown.as_str().expect("HTML");
+    // The script shows the actions: where it ran, this isn't the page without it.
+    let actions = shown.split("id=\"actions\"").nth(1).and_then(|rest| rest.split('>').next()).expect("the actions");
+    assert!(actions.contains("hidden"), "the script ran: {actions}");
     let status = dev.status();
     let first = status["health_reasons"][0].as_str().expect("a reason").to_owned();
     // A command in it is marked as one.
