@@ -105,7 +105,7 @@ pub enum JobChange {
 pub enum Caller {
     /// Holds the bearer token or an operator's certificate.
     Operator,
-    /// Holds a viewer's certificate: reads only.
+    /// Holds a viewer's token or certificate: reads only.
     Viewer,
     /// Nobody known: the join endpoint, and on loopback `/metrics` and where to find others' metrics.
     Anyone,

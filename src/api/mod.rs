@@ -1,8 +1,9 @@
-//! The admin HTTP API: its types, shared by the coordinator (server) and the command line (client); its routes; and the
+//! The admin HTTP API: its types, shared by the coordinator (server) and the command line (client); its routes; the console; and the
 //! table of metrics of every daemon.
 
 pub mod calls;
 pub mod client;
+pub mod console;
 pub mod metrics;
 pub mod resync;
 pub mod router;

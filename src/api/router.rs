@@ -1,15 +1,16 @@
 //! The coordinator's admin HTTP API: routes, who may call them, and errors as JSON.
 //!
 //! Every request needs the bearer token or an operator's certificate (viewers may read), except `POST /v1/join`, whose
-//! proof is the join token, and `GET /`, `GET /metrics` and `GET /v1/prometheus/targets` from loopback. Bodies are bounded. The router only translates; the
+//! proof is the join token, and the console, `GET /metrics` and `GET /v1/prometheus/targets` from loopback. Bodies are bounded. The router only translates; the
 //! daemon that owns the state answers [`AdminMessage`]s.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post};
 use serde::de::DeserializeOwned;
@@ -30,11 +31,11 @@ struct App {
     authorise: Arc<Authorise>,
 }
 
-/// The routes of `/v1`, `/metrics` and `/`. `authorise` says who calls.
-pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>) -> Router {
+/// The routes of `/v1` and `/metrics`, and the console's. `authorise` says who calls.
+pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>, console: Router) -> Router {
     let app = App { calls, authorise };
+    let console = console.layer(from_fn_with_state(app.clone(), readers_only));
     Router::new()
-        .route("/", get(home))
         .route("/metrics", get(|s: Ctx| s.call(AdminCall::Metrics)))
         .route("/v1/prometheus/targets", get(|s: Ctx| s.call(AdminCall::ScrapeTargets)))
         .route("/v1/status", get(|s: Ctx| s.call(AdminCall::Status)))
@@ -85,6 +86,7 @@ pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>) -> R
         .fallback(async || failed(CallFailed::new(404, "there is nothing at this path: the API is under /v1")))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(app)
+        .merge(console)
 }
 
 fn job_change(change: JobChange) -> axum::routing::MethodRouter<App> {
@@ -104,11 +106,14 @@ async fn events(query: Result<Query<EventsQuery>, axum::extract::rejection::Quer
     }
 }
 
-async fn home(ctx: Ctx) -> Response {
-    if !ctx.access.loopback && ctx.access.caller == Caller::Anyone {
-        return failed(unauthorised());
+/// The console is for whoever is on this host, or is known.
+async fn readers_only(ctx: Ctx, request: Request, next: Next) -> Response {
+    if ctx.access.loopback || ctx.access.caller != Caller::Anyone {
+        return next.run(request).await;
     }
-    "Evenkeel coordinator. The API is under /v1, metrics under /metrics.\n".into_response()
+    let text = "beyond the coordinator's host the console needs a client certificate of an operator or a viewer, or a token in \
+                `Authorization: Bearer`: give the browser the certificate, or come through a tunnel to the host's loopback address";
+    failed(CallFailed::new(401, text))
 }
 
 /// The app and who asks.

@@ -247,7 +247,6 @@ pub fn node(args: &NodeRunArgs, api: Option<String>) -> Result<NodeSettings, Loa
         zone: args.zone.clone().or(file.zone).unwrap_or_default(),
         rack: args.rack.clone().or(file.rack).unwrap_or_default(),
     };
-    on_loopback("admin", settings.admin)?;
     Ok(settings)
 }
 
@@ -287,9 +286,6 @@ pub fn gateway(args: &GatewayArgs, file: GatewayFile) -> Result<GatewaySettings,
         admin: args.admin.or(file.admin),
         take_over: args.take_over || file.take_over,
     };
-    if let Some(admin) = settings.admin {
-        on_loopback("admin", admin)?;
-    }
     Ok(settings)
 }
 

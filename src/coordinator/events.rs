@@ -90,6 +90,11 @@ impl EventLog {
         }
     }
 
+    /// The number of the last one; 0: there is none.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
     /// Those younger than `after`, oldest first.
     pub fn after(&self, after: u64) -> Vec<Event> {
         let from = self.events.partition_point(|e| e.id <= after);

@@ -6,6 +6,7 @@
 //! | `identity/` | the coordinator's certificate and key |
 //! | `meta/`, `meta.marker` | the metadata store |
 //! | `api.token` | the admin API's bearer token, 0600 |
+//! | `viewer.token` | that of those who may only read, 0600 |
 //! | `ports.json` | addresses of the last run: nodes keep them |
 //! | `run.json` | pid and addresses while it serves |
 

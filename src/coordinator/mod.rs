@@ -9,6 +9,7 @@
 //! Non-goals: several coordinators (the store's compare-and-swap is where they will meet).
 
 mod admin;
+mod console;
 mod control;
 mod events;
 mod figures;
@@ -180,6 +181,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: impl Future<Output = ()>) 
     let token_path = dir.join("api.token");
     let token = std::fs::read_to_string(&token_path).map_err(|source| FileFailed { path: token_path, source })?;
     let token = BearerToken::from_text(&token);
+    let viewer_token = viewer_token(&dir)?;
 
     let last = files::read_ports(&dir);
     let listen = files::keep_port(config.listen, last.map(|p| p.addr));
@@ -196,7 +198,8 @@ pub async fn run(config: CoordinatorConfig, shutdown: impl Future<Output = ()>) 
 
     let (calls, mut waiting) = mpsc::channel(CALLS_MAX);
     let admin_addr = files::keep_port(config.admin, last.map(|p| p.admin));
-    let routes = router(calls, Arc::new(authoriser(token)));
+    let console = console::hub(inbox.clone());
+    let routes = router(calls, Arc::new(authoriser(token, viewer_token)), console.routes());
     let admin = AdminServer::serve(admin_addr, AdminTransport::Auto, &identity, routes).await?;
     owner.admin_url = admin.url();
     let to_owner = inbox.clone();
@@ -257,16 +260,34 @@ fn load_identity(dir: &std::path::Path, ca: &ClusterCa, now_seconds: u64) -> Res
     }
 }
 
+/// The token of those who may only read; made if the cluster is older than it.
+fn viewer_token(dir: &std::path::Path) -> Result<BearerToken, FileFailed> {
+    let path = dir.join("viewer.token");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(BearerToken::from_text(&text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let token = BearerToken::generate();
+            files::write_atomically(&path, token.reveal().as_bytes())?;
+            Ok(token)
+        }
+        Err(source) => Err(FileFailed { path, source }),
+    }
+}
+
 /// Bearer token or certificate; and whether the caller is on this host.
-fn authoriser(token: BearerToken) -> impl Fn(&axum::http::Extensions, &axum::http::HeaderMap) -> Access {
+fn authoriser(
+    token: BearerToken,
+    viewer: BearerToken,
+) -> impl Fn(&axum::http::Extensions, &axum::http::HeaderMap) -> Access {
     move |extensions, headers| {
         let peer = extensions.get::<ConnectInfo<AdminPeer>>().map(|c| &c.0);
-        let loopback = peer.is_some_and(|p| p.addr.ip().to_canonical().is_loopback());
+        let loopback = peer.is_some_and(AdminPeer::is_loopback);
         let header = headers.get(axum::http::header::AUTHORIZATION).and_then(|v| v.to_str().ok());
         let role = peer.and_then(|p| p.identity.as_ref()).map(|i| i.role.kind());
         let (caller, by) = match role {
             _ if header.is_some_and(|h| token.matches_header(h)) => (Caller::Operator, "operator (api.token"),
             Some(RoleKind::Operator) => (Caller::Operator, "operator (certificate"),
+            _ if header.is_some_and(|h| viewer.matches_header(h)) => (Caller::Viewer, "viewer (viewer.token"),
             Some(RoleKind::Viewer) => (Caller::Viewer, "viewer (certificate"),
             _ => (Caller::Anyone, "anyone (no token"),
         };

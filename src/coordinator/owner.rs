@@ -20,6 +20,7 @@ use super::events::{self, EventLog};
 use super::totals::Totals;
 use super::wiring;
 use crate::api::calls::{AdminMessage, Answer};
+use crate::api::console::{ClusterFacts, History};
 use crate::api::metrics::CoordinatorMetrics;
 use crate::core::cluster::command::{Applied, Command, Refusal};
 use crate::core::ids::NodeId;
@@ -55,6 +56,8 @@ pub enum Input {
     Closed(ConnId, bool),
     /// A request of the admin API.
     Admin(AdminMessage),
+    /// Somebody looks at the console.
+    Console(oneshot::Sender<Box<ClusterFacts>>),
     /// The planner is done.
     Planned(Box<place::Plan>),
     /// This process was stopped for so long.
@@ -140,6 +143,9 @@ pub struct Owner {
     pub(super) effects: Vec<Effect>,
     pub(super) batch: Batch,
     pub(super) store: Arc<dyn MetaStore>,
+    /// The lines of the console, and when the last point was added.
+    pub(super) history: History,
+    pub(super) history_at: Instant,
     /// This daemon's admin URL.
     pub(super) admin_url: String,
     /// Who asks for what the API does now.
@@ -180,6 +186,8 @@ impl Owner {
             effects: Vec::new(),
             batch: Batch::default(),
             store,
+            history: History::default(),
+            history_at: now,
             admin_url: String::new(),
             asker: String::new(),
             head,
@@ -257,6 +265,8 @@ impl Owner {
             Input::Frame(id, frame, at) => self.handle_frame(id, frame, at),
             Input::Closed(id, by_process) => self.handle_closed(id, by_process),
             Input::Admin(message) => self.handle_admin(message),
+            // The viewer may have gone.
+            Input::Console(answer) => drop(answer.send(Box::new(self.console_facts()))),
             Input::Planned(plan) => self.manager.handle_planned(*plan),
             Input::Frozen(gap) => {
                 tracing::warn!(gap_ms = gap.as_millis(), "this process stood still; nobody is judged for a while");
@@ -312,6 +322,7 @@ impl Owner {
         for purge in due {
             self.effects.push(Effect::Send(purge.conn, wiring::purge(purge.pg, purge.disk, purge.up_to)));
         }
+        self.sample_history();
         let left = self.left();
         let job = self.manager.planning.job.id;
         let (map, rates) = (self.manager.state.map(), super::whatif::rates(self.manager.state.map()));

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::owner::{Facts, Owner};
 use super::{InitCluster, InitConfig, init};
+use crate::api::console::{Page, render_cluster};
 use crate::api::metrics::Metrics;
 use crate::core::cluster::state::ClusterState;
 use crate::core::manager::Manager;
@@ -48,6 +49,11 @@ impl Probe {
     /// The answer to `GET /v1/status`, as JSON.
     pub fn status(&self) -> Vec<u8> {
         serde_json::to_vec(&self.owner.status()).unwrap_or_default()
+    }
+
+    /// The console's page.
+    pub fn console(&self) -> Page {
+        render_cluster(&self.owner.console_facts())
     }
 
     /// The answer to `GET /metrics`: Prometheus text.

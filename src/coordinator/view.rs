@@ -115,10 +115,14 @@ impl Owner {
 
     /// `GET /v1/status`.
     pub(super) fn status(&self) -> Status {
+        self.status_of(&self.survey())
+    }
+
+    /// The same from a survey.
+    pub(super) fn status_of(&self, survey: &Survey) -> Status {
         let map = self.manager.state.map();
-        let survey = self.survey();
         let sessions = self.sessions_of(&survey.learning);
-        let (health, health_reasons) = self.health(&survey, &sessions);
+        let (health, health_reasons) = self.health(survey, &sessions);
         let nodes = map.nodes.values().map(|n| NodeStatus {
             id: n.id,
             name: n.name.clone(),
@@ -382,7 +386,7 @@ impl Owner {
         }
     }
 
-    fn foreground(&self) -> ForegroundStatus {
+    pub(super) fn foreground(&self) -> ForegroundStatus {
         let mut sum = ForegroundStatus::default();
         for Figures { last: (at, stats), before } in self.live_figures() {
             sum.p50_us = sum.p50_us.max(stats.foreground_p50_us);
@@ -422,9 +426,17 @@ impl Owner {
 
     /// All nodes.
     pub(super) fn node_infos(&self) -> Vec<NodeInfo> {
-        let survey = self.survey();
+        self.node_infos_of(&self.survey())
+    }
+
+    /// The same from a survey.
+    pub(super) fn node_infos_of(&self, survey: &Survey) -> Vec<NodeInfo> {
         let map = self.manager.state.map();
-        let info = |n: &Node| NodeInfo {
+        let mut disks: BTreeMap<NodeId, Vec<DiskInfo>> = BTreeMap::new();
+        for disk in map.disks.values() {
+            disks.entry(disk.node).or_default().push(self.disk_info(disk, survey));
+        }
+        let mut info = |n: &Node| NodeInfo {
             id: n.id,
             name: n.name.clone(),
             state: self.node_state(n).to_owned(),
@@ -434,9 +446,9 @@ impl Owner {
             zone: n.zone.clone(),
             rack: n.rack.clone(),
             release: n.release.clone(),
-            disks: map.disks.values().filter(|d| d.node == n.id).map(|d| self.disk_info(d, &survey)).collect(),
+            disks: disks.remove(&n.id).unwrap_or_default(),
         };
-        map.nodes.values().map(info).collect()
+        map.nodes.values().map(&mut info).collect()
     }
 
     /// One pool.

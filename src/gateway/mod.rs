@@ -23,6 +23,7 @@ use crate::core::ids::VolumeId;
 use crate::core::replica::{ClientOp, ClientReply};
 use crate::core::units::CHUNK_BYTES;
 use crate::net::admin::{AdminServer, AdminTransport};
+use crate::net::guard;
 use crate::net::identity::{Identity, PendingIdentity};
 use crate::net::quic::Endpoint;
 use crate::net::tuning::Tuning;
@@ -173,7 +174,7 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
                 async move { text }
             };
             let routes = axum::Router::new().route("/metrics", axum::routing::get(text));
-            Some(AdminServer::serve(addr, AdminTransport::Auto, &identity, routes).await?)
+            Some(AdminServer::serve(addr, AdminTransport::Auto, &identity, guard::readers_only(routes)).await?)
         }
         None => None,
     };

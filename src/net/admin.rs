@@ -1,7 +1,7 @@
 //! The listener for the admin HTTP API: plain HTTP on loopback, TLS elsewhere.
 //!
 //! Invariants: plain HTTP is never served on an address that another host can reach; a TLS client certificate, if shown, is one of the
-//! cluster's, verified; handshakes are bounded in number and time. A request sees its peer as `ConnectInfo<AdminPeer>`.
+//! cluster's, verified; handshakes are bounded in number and time; what foreign pages make a browser send is refused ([`guard`]). A request sees its peer as `ConnectInfo<AdminPeer>`.
 //!
 //! Non-goals: who may do what (the API's business), tokens ([`super::token::BearerToken`]).
 
@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::guard;
 use super::identity::{self, Identity, PeerIdentity};
 use super::tls::{self, TlsConfigError};
 
@@ -115,7 +116,7 @@ impl AdminServer {
         let (connections, accepted) = mpsc::channel(HANDSHAKES_MAX);
         let listener = AdminListener { addr, accepted, accept_task: tokio::spawn(accept_loop(tcp, tls, connections)) };
         let (stop, stopped) = oneshot::channel::<()>();
-        let service = router.into_make_service_with_connect_info::<AdminPeer>();
+        let service = guard::same_site(router, !is_tls).into_make_service_with_connect_info::<AdminPeer>();
         let task = tokio::spawn(async move {
             let served = axum::serve(listener, service).with_graceful_shutdown(async {
                 // A dropped handle means stop, too.

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::Sender as EventSender;
@@ -153,6 +154,8 @@ pub struct Control {
     pub registered: Option<tokio::sync::oneshot::Sender<()>>,
     /// 1 while the link is up.
     pub connected: IntGauge,
+    /// When the coordinator was last heard, Unix milliseconds.
+    pub heard: Arc<AtomicU64>,
 }
 
 impl Control {
@@ -237,6 +240,7 @@ impl Control {
                 incoming = receiver.recv() => {
                     let Some(incoming) = incoming else { return Ok(()) };
                     heard = tokio::time::Instant::now();
+                    self.heard.store(super::console::unix_ms(), Ordering::Relaxed);
                     if !self.incoming(&incoming, map, proposals)? {
                         return Ok(());
                     }

@@ -3,7 +3,9 @@
 //! It joins the cluster once with a single-use token, keeps its identity in its directory, registers what its disks
 //! know at each start, and then does what the map says: leads, follows or learns placement groups.
 
+mod admin;
 pub mod bulk;
+mod console;
 pub mod control;
 pub mod disks;
 pub mod engine;
@@ -22,10 +24,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::metrics::{Metrics, NodeMetrics};
+use crate::api::metrics::Metrics;
 use crate::api::types::{ApiError, JoinReply, JoinRequest};
-use crate::core::cluster::{ClusterMap, ResyncClass};
-use crate::core::ids::{ClusterId, DiskId, NodeId, PgId};
+use crate::core::cluster::ClusterMap;
+use crate::core::ids::{ClusterId, DiskId, NodeId};
 use crate::core::units::CHUNK_BYTES;
 use crate::disk::{self, Disk};
 use crate::net::admin::{AdminServer, AdminTransport};
@@ -297,13 +299,27 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     metrics.daemon.set_certificates(identity.not_after_unix_seconds(), identity.ca_not_after_unix_seconds());
     let throttle = Arc::new(Throttle::new());
 
-    let admin = AdminServer::serve(
-        config.admin,
-        AdminTransport::Auto,
-        &identity,
-        admin_router(metrics.clone(), stats.clone(), counters.clone(), throttle.clone(), events.clone()),
-    )
-    .await?;
+    let observed = admin::Observed {
+        metrics: metrics.clone(),
+        stats: stats.clone(),
+        counters: counters.clone(),
+        throttle: throttle.clone(),
+    };
+    let heard = Arc::new(AtomicU64::new(0));
+    let fixed = console::Fixed {
+        node: membership.node,
+        cluster: membership.cluster.to_string(),
+        name: config.name.clone(),
+        zone: config.zone.clone(),
+        rack: config.rack.clone(),
+        addr: addr.to_string(),
+        coordinator_url: config.api.clone(),
+        disks: started.values().map(|d| (d.id(), d.disk().superblock().class, d.disk().path().to_owned())).collect(),
+    };
+    let console = console::Console::new(fixed, observed.clone(), heard.clone());
+    let routes = admin::router(observed, events.clone(), console.clone().hub().routes());
+    let admin = AdminServer::serve(config.admin, AdminTransport::Auto, &identity, routes).await?;
+    let watching = tokio::spawn(console.watch());
     let admin_url = admin.url();
 
     let disk_list: Vec<(DiskId, Arc<Disk>, PathBuf)> =
@@ -357,6 +373,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
         events: events.clone(),
         registered: Some(registered),
         connected: metrics.coordinator.clone(),
+        heard,
     };
     let mut control = tokio::spawn(control.run(outgoing));
     let run_file = config.dir.join("run.json");
@@ -387,6 +404,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     tracing::info!("stopping");
     let _ = std::fs::remove_file(&run_file);
     accepting.abort();
+    watching.abort();
     let (done, stopped) = crossbeam_channel::bounded(1);
     drop(events.send(Event::Stop(done)));
     let waited = tokio::task::spawn_blocking(move || {
@@ -490,61 +508,4 @@ fn load_versions(path: &Path) -> Result<BTreeMap<u32, u64>, RunNode> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
         Err(e) => Err(node_file(path)(&e)),
     }
-}
-
-/// Brings gauges and totals that the engine keeps up to date.
-fn fill(metrics: &NodeMetrics, stats: &msg::Stats, counters: &engine::Counters, throttle: &Throttle) {
-    use std::sync::atomic::Ordering::Relaxed;
-    for (class, total) in ResyncClass::ALL.into_iter().zip(&counters.resync_written) {
-        metrics.resync_bytes.raise_to(class, total.load(Relaxed));
-    }
-    for (class, total) in ResyncClass::ALL.into_iter().zip(&counters.resync_sent) {
-        metrics.resync_sent.raise_to(class, total.load(Relaxed));
-    }
-    metrics
-        .fsyncs
-        .raise_to(counters.fsyncs.load(Relaxed), std::time::Duration::from_nanos(counters.fsync_nanos.load(Relaxed)));
-    metrics.map_version.set(i64::try_from(counters.map_version.load(Relaxed)).unwrap_or(i64::MAX));
-    metrics.active_moves.set(stats.sessions.len() as i64);
-    metrics.hash_mismatches.inc_by(stats.hash_mismatches.saturating_sub(metrics.hash_mismatches.get()));
-    for disk in &stats.disks {
-        metrics.space.set(DiskId(disk.disk), disk.used_bytes, disk.capacity_bytes);
-        let id = DiskId(disk.disk);
-        metrics.throttle.set(id, throttle.rate(id).unwrap_or(0), &throttle.decision(id));
-    }
-}
-
-fn admin_router(
-    metrics: Arc<NodeMetrics>,
-    stats: Arc<parking_lot::Mutex<msg::Stats>>,
-    counters: Arc<engine::Counters>,
-    throttle: Arc<Throttle>,
-    events: crossbeam_channel::Sender<Event>,
-) -> axum::Router {
-    let text = move || {
-        let (metrics, stats, counters, throttle) = (metrics.clone(), stats.clone(), counters.clone(), throttle.clone());
-        async move {
-            fill(&metrics, &stats.lock(), &counters, &throttle);
-            metrics.text()
-        }
-    };
-    // For whoever looks for a fault: what a PG's replicas here wait for.
-    let describe = move |axum::extract::Path(pg): axum::extract::Path<String>| {
-        let events = events.clone();
-        async move {
-            let Ok(pg) = pg.parse::<PgId>() else {
-                return format!("{pg} is no PG: write it as POOL.INDEX, like 1.60\n");
-            };
-            let (answer, said) = tokio::sync::oneshot::channel();
-            drop(events.send(Event::Describe { pg, answer }));
-            match said.await {
-                Ok(text) if text.is_empty() => format!("no disk of this node has a replica of PG {pg}\n"),
-                Ok(text) => text,
-                Err(_) => "the node is stopping\n".to_owned(),
-            }
-        }
-    };
-    axum::Router::new()
-        .route("/metrics", axum::routing::get(text))
-        .route("/debug/pg/{pg}", axum::routing::get(describe))
 }

@@ -1,5 +1,5 @@
-//! A status reply over 1,000 nodes, 10,000 disks and 2^20 PG replicas, and a scrape of the metrics: `cargo bench --bench status`. The
-//! figures to reach are 100 ms, and 200 ms and 5 MiB.
+//! A status reply over 1,000 nodes, 10,000 disks and 2^20 PG replicas, a scrape of the metrics, and the console: `cargo bench --bench
+//! status`. The figures to reach are 100 ms, 200 ms and 5 MiB, and 200 KiB.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant as Clock;
@@ -131,6 +131,7 @@ fn main() {
     };
     measured("status", &|| probe.status().len());
     measured("metrics", &|| probe.metrics().len());
+    measured("console", &|| probe.console().sections.iter().map(|s| s.html.len()).sum());
     let status: serde_json::Value = serde_json::from_slice(&probe.status()).expect("JSON");
     assert_eq!(status["pgs"]["clean"], u64::from(PGS), "all are served: {}", status["pgs"]);
     let up = probe.metrics().lines().filter(|l| l.starts_with("evenkeel_node_up{") && l.ends_with(" 1")).count();

@@ -181,7 +181,7 @@ impl Dev {
     }
 
     /// The binary, in the network that the cluster runs in.
-    fn command(&self) -> Command {
+    pub fn command(&self) -> Command {
         self.network.as_ref().map_or_else(|| Command::new(binary()), |network| network.command(&binary()))
     }
 

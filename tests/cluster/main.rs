@@ -4,6 +4,7 @@
 //! none looks green that did not run. Arguments are parts of names; `--list` prints the list. `EVENKEEL_BIN` names another
 //! binary than the one just built, `EVENKEEL_KEEP` keeps a failed test's directory.
 
+mod browser;
 mod dev;
 mod faultfs;
 mod nbd;
@@ -12,6 +13,7 @@ mod prometheus;
 mod tools;
 
 mod bit_flip;
+mod console;
 mod copies;
 mod damaged_map;
 mod dashboards;
@@ -32,6 +34,7 @@ mod overlaps;
 mod partitions;
 mod pools;
 mod power_cut;
+mod readers;
 mod real_input;
 mod refusals;
 mod restart;
@@ -134,6 +137,9 @@ const TESTS: &[Test] = tests! {
     ALWAYS dashboards::the_rules_hold;
     ALWAYS dashboards::runbooks_name_commands_that_exist;
     ALWAYS dashboards::every_panel_shows_something;
+    ALWAYS console::an_operator_watches_a_rebalance_and_a_loss;
+    ALWAYS readers::beyond_loopback_only_known_readers_read;
+    ALWAYS console::what_foreign_pages_ask_for_is_refused;
     ALWAYS real_input::a_file_system_survives_a_join_and_a_kill;
 };
 

@@ -174,6 +174,13 @@ impl LocalCluster {
         self.dir.cluster_file()
     }
 
+    /// Where a browser finds the coordinator's page.
+    pub fn console_url(&self) -> Option<String> {
+        let file = std::fs::read(self.cluster_file()).ok()?;
+        let cluster: ClusterFile = serde_json::from_slice(&file).ok()?;
+        Some(format!("{}/", cluster.api.trim_end_matches('/')))
+    }
+
     /// The coordinator's API.
     pub fn client(&self) -> anyhow::Result<Client> {
         self.state.lock().client.clone().context("the coordinator has not started yet")

@@ -62,6 +62,9 @@ fn foreground(args: DevRunArgs) -> anyhow::Result<ExitCode> {
             "ready; in another terminal: export EVENKEEL_CLUSTER={} && evenkeel status",
             cluster.cluster_file().display()
         ));
+        if let Some(url) = cluster.console_url() {
+            report(&format!("the console is at {url}"));
+        }
     });
     report("stopping");
     cluster.shut_down();

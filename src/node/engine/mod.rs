@@ -4,6 +4,7 @@
 //! carries out their actions. Nothing here blocks on IO.
 
 mod foreground;
+pub mod local;
 mod map;
 mod reports;
 
@@ -152,6 +153,8 @@ pub struct Counters {
     pub repaired_blocks: AtomicU64,
     /// Blocks that no replica had right.
     pub lost_blocks: AtomicU64,
+    /// For the node's console.
+    pub local: parking_lot::Mutex<local::Local>,
 }
 
 /// What the engine is made of.

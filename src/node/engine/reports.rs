@@ -55,6 +55,7 @@ impl Engine {
 
     pub(super) fn publish_stats(&mut self) {
         self.delete_volumes();
+        self.publish_local();
         let c = &self.parts.counters;
         let mut stats = msg::Stats {
             resync_written_bytes: c.resync_written.iter().map(|v| v.load(Ordering::Relaxed)).collect(),
