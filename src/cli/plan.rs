@@ -74,7 +74,7 @@ pub fn write_file(out: &Path, text: &str) -> anyhow::Result<()> {
 fn render(plan: &PlanReply, all: bool) -> String {
     let mut text = String::new();
     if plan.moves.is_empty() {
-        text += "nothing would move\n";
+        text += if plan.removals.is_empty() { "nothing would move\n" } else { "nothing would be copied\n" };
     } else {
         let mut table = Table::new(&["POOL", ">PG", "FROM", "TO", ">BYTES", "CLASS"]);
         let shown = if all { plan.moves.len() } else { MOVES_SHOWN };
@@ -101,6 +101,17 @@ fn render(plan: &PlanReply, all: bool) -> String {
         let short = if plan.missing_capacity_bytes > 0 { ", as far as there is room" } else { "" };
         text += &format!("redundant in  {}{short}\n", span(&plan.eta_seconds.redundant));
         text += &format!("balanced in   {}\n", span(&plan.eta_seconds.balanced));
+    }
+    if !plan.removals.is_empty() {
+        let (n, freed) = (plan.totals.removals, HumanBytes(plan.totals.freed_bytes));
+        text += &format!("given up      {n} copies beyond their pool's count, {freed} come free\n");
+        if all {
+            let mut table = Table::new(&["POOL", ">PG", "GIVES UP", ">BYTES"]);
+            for r in &plan.removals {
+                table.row([r.pool.clone(), r.pg.to_string(), r.disk.to_string(), HumanBytes(r.bytes).to_string()]);
+            }
+            text += &table.render(out::colour());
+        }
     }
     let (before, after) = (&plan.balance.before, &plan.balance.after);
     text += &format!(
@@ -131,7 +142,7 @@ pub fn span(range: &Span) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::placement::{DiskName, MoveClass, NamedMove, Totals};
+    use crate::core::placement::{DiskName, MoveClass, NamedMove, NamedRemoval, Totals};
 
     #[test]
     fn a_long_plan_is_cut_and_says_so() {
@@ -145,7 +156,7 @@ mod tests {
         };
         let plan = PlanReply {
             moves: (0..25).map(one).collect(),
-            totals: Totals { moves: 25, bytes: 100 << 20, lower_bound_moves: 25 },
+            totals: Totals { moves: 25, bytes: 100 << 20, lower_bound_moves: 25, ..Totals::default() },
             ..PlanReply::default()
         };
         let text = render(&plan, false);
@@ -153,6 +164,12 @@ mod tests {
         assert!(text.contains("25 moves, 100 MiB; lower bound 25 moves"), "{text}");
         assert!(!render(&plan, true).contains("more (--all"));
         assert!(render(&PlanReply::default(), false).starts_with("nothing would move"));
+        let given_up = NamedRemoval { pool: "default".into(), pg: 3, disk: DiskName::Number(2), bytes: 4 << 20 };
+        let totals = Totals { removals: 1, freed_bytes: 4 << 20, ..Totals::default() };
+        let fewer = PlanReply { removals: vec![given_up], totals, ..PlanReply::default() };
+        let text = render(&fewer, true);
+        assert!(text.starts_with("nothing would be copied\ngiven up      1 copies beyond"), "{text}");
+        assert!(text.contains("4 MiB come free") && text.contains("GIVES UP"), "{text}");
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl Owner {
             AdminCall::PoolSet(name, request) => self.set_pool(&name, request),
             AdminCall::PoolDelete(name) => {
                 self.apply(OPERATOR, Command::DeletePool { pool: name.clone() })?;
-                self.manager.planning.touch_for(self.manager.now, OPERATOR, format!("pool {name} was deleted"));
+                self.plan_for_operator(format!("pool {name} was deleted"));
                 json(&Done { message: format!("pool {name} was deleted") })
             }
             AdminCall::VolumeCreate(request) => {
@@ -236,7 +236,7 @@ impl Owner {
             let pool = map.pools.values().find(|p| p.name == name).map(|p| p.id);
             let pgs: Vec<PgId> = map.pgs.keys().filter(|pg| Some(pg.pool) == pool).copied().collect();
             self.manager.runtime.no_grace.extend(pgs);
-            self.manager.planning.touch_for(self.manager.now, OPERATOR, format!("pool {name} was changed"));
+            self.plan_for_operator(format!("pool {name} was changed"));
         }
         self.pool(name)
     }
@@ -264,7 +264,7 @@ impl Owner {
             self.manager.runtime.no_grace.extend(short);
         }
         let what = format!("node {name} is {}", state_word(state));
-        self.manager.planning.touch_for(self.manager.now, OPERATOR, what);
+        self.plan_for_operator(what);
         self.node(name)
     }
 
@@ -334,7 +334,7 @@ impl Owner {
             }
             // Nobody who left is waited for.
             self.manager.runtime.no_grace.insert(pg);
-            self.manager.planning.touch_for(self.manager.now, OPERATOR, format!("PG {pg} was force-promoted"));
+            self.plan_for_operator(format!("PG {pg} was force-promoted"));
             self.manager.touch_pgs();
         }
         json(&reply)

@@ -50,7 +50,10 @@ impl Owner {
         for (class, bytes) in ResyncClass::ALL.iter().zip(self.totals.by_class()) {
             m.resync_bytes.raise_to(*class, *bytes);
         }
-        m.pending_moves.set(i64::try_from(self.manager.planning.job.moves.len()).unwrap_or(i64::MAX));
+        m.pending_moves.set(
+            i64::try_from(self.manager.planning.job.moves.len() + self.manager.planning.job.removals.len())
+                .unwrap_or(i64::MAX),
+        );
         m.map_version.set(i64::try_from(map.version).unwrap_or(i64::MAX));
         m.health.set(match self.health(&survey, &sessions).0.as_str() {
             "ok" => 0,

@@ -1,6 +1,6 @@
 //! Jobs as the admin API shows and changes them; what they are is in `core/manager/jobs`.
 
-use super::admin::{OPERATOR, json};
+use super::admin::json;
 use super::owner::Owner;
 use crate::api::calls::{Answer, CallFailed, JobChange};
 use crate::api::types::{JobChanged, JobInfo, SessionInfo};
@@ -79,18 +79,18 @@ impl Owner {
         let id = job_id(id)?;
         let message = match change {
             JobChange::Pause => {
-                self.manager.pause_job(id, true, OPERATOR)?;
+                self.manager.pause_job(id, true, &self.asker)?;
                 format!("job {id} is paused: nothing of it starts, and what runs is held back")
             }
             JobChange::Resume => {
-                self.manager.pause_job(id, false, OPERATOR)?;
+                self.manager.pause_job(id, false, &self.asker)?;
                 match self.manager.planning.is_pending() {
                     true => format!("job {id}: what was held back is planned anew"),
                     false => format!("job {id} goes on"),
                 }
             }
             JobChange::Cancel => {
-                let (moves, repairs) = self.manager.cancel_job(id, OPERATOR)?;
+                let (moves, repairs) = self.manager.cancel_job(id, &self.asker)?;
                 let rest = match repairs {
                     0 => String::new(),
                     n => format!("; {n} repairs go on, as copies are missing without them"),

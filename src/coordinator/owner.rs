@@ -292,6 +292,11 @@ impl Owner {
         self.manager.tell(kind, actor, text);
     }
 
+    /// The operator changed what a plan rests on: the job that follows names who it was, as the event does.
+    pub(super) fn plan_for_operator(&mut self, what: String) {
+        self.manager.planning.touch_for(self.manager.now, &self.asker, what);
+    }
+
     /// One pass over all PGs, when something changed. A pass takes at most a quarter of the time.
     fn decide(&mut self) {
         let began = std::time::Instant::now();

@@ -2,10 +2,15 @@
 //!
 //! Hosts of 10 disks, racks of 10 hosts, 3 replicas, about 100 PG replicas a disk; equal, and 1:2 mixed capacities.
 
+#[path = "../props/flow.rs"]
+mod flow;
+
 use std::time::Instant;
 
 use evenkeel::core::ids::{DiskId, NodeId, PoolId};
-use evenkeel::core::placement::{DiskInfo, DiskState, FailureDomain, Input, PoolSpec, Topology, check, plan};
+use evenkeel::core::placement::{
+    DiskInfo, DiskState, FailureDomain, Input, PoolSpec, Topology, check, lower_bound, plan,
+};
 
 fn hosts_of_ten(disks: u32, mixed: bool) -> Topology {
     let disk = |i: u32| {
@@ -47,8 +52,8 @@ fn row(disks: u32, mixed: bool, what: &str, input: &Input) {
     );
 }
 
-/// Clusters where the rules bind: domains few and unequal, several pools, too little space.
-fn tight(disks: u32) {
+/// Domains few and unequal, several pools.
+fn bound(disks: u32) -> Input {
     let mut topology = hosts_of_ten(disks, true);
     topology.disks.iter_mut().for_each(|d| d.zone = format!("z{}", [0, 0, 1, 2, 3][d.node.0 as usize % 5]));
     let pool = |id: u32, replicas: u32, failure_domain| PoolSpec {
@@ -66,7 +71,12 @@ fn tight(disks: u32) {
         pool(3, 2, FailureDomain::Rack),
         pool(4, 2, FailureDomain::Zone),
     ];
-    let mut input = Input { topology, pools, ..Input::default() };
+    Input { topology, pools, ..Input::default() }
+}
+
+/// Clusters where the rules bind, and with too little space.
+fn tight(disks: u32) {
+    let mut input = bound(disks);
     row(disks, true, "4 pools first", &input);
     input.current = plan(&input).target;
     input.current.iter_mut().for_each(|r| r.bytes = (8 + u64::from(r.pg.index % 5)) << 30);
@@ -86,7 +96,35 @@ fn tight(disks: u32) {
     row(disks, true, "zone, no room", &input);
 }
 
+/// L counts what disks have too many or too few; where domains bind, no plan may reach it. How few moves could do, by an exact
+/// minimum-cost flow for each pool on its own: slow, so of a small cluster.
+fn exact(disks: u32) {
+    println!("host lost where rules bind, {disks} disks: pool by pool, against the exact least");
+    println!("  pool  domain   moves      L  exact  moves/exact  exact/L");
+    let mut input = bound(disks);
+    input.current = plan(&input).target;
+    input.current.iter_mut().for_each(|r| r.bytes = 1 << 30);
+    input.topology.disks.iter_mut().filter(|d| d.node == NodeId(3)).for_each(|d| d.state = DiskState::Lost);
+    let p = plan(&input);
+    for b in lower_bound(&input) {
+        let moves = p.moves.iter().filter(|m| m.pg.pool == b.pool).count() as f64;
+        let least = flow::exact_least(&input, &b);
+        let domain = input.pools.iter().find(|p| p.id == b.pool).map(|p| format!("{:?}", p.failure_domain));
+        println!(
+            "  {:>4}  {:<6}  {moves:>6}  {:>5}  {least:>5}  {:>11.3}  {:>7.3}",
+            b.pool.0,
+            domain.unwrap_or_default(),
+            b.least_moves,
+            moves / least as f64,
+            least as f64 / b.least_moves.max(1) as f64,
+        );
+    }
+}
+
 fn main() {
+    if std::env::args().any(|a| a == "exact") {
+        return exact(100);
+    }
     if std::env::args().any(|a| a == "tight") {
         return [200, 1000, 10_000].into_iter().for_each(tight);
     }
@@ -124,4 +162,5 @@ fn main() {
     }
     println!("rules that bind:");
     [200, 1000, 10_000].into_iter().for_each(tight);
+    exact(100);
 }

@@ -114,7 +114,7 @@ pub fn a_job_is_paused_cancelled_and_asked_for_again() {
         all.len() >= 2 && all[0]["state"] == "done" && all.last().expect("a job")["state"] == "cancelled",
         "{all:?}"
     );
-    assert_eq!(all[0]["actor"], "operator", "{all:?}");
+    assert_eq!(all[0]["actor"], "operator (api.token, from 127.0.0.1)", "{all:?}");
     wait_nothing_leaked(&dev);
     verify(&dev, &gateway, &hash);
     drop(gateway);

@@ -39,6 +39,7 @@ mod real_input;
 mod refusals;
 mod restart;
 mod resync;
+mod slow_disk;
 mod space;
 
 use std::process::ExitCode;
@@ -104,6 +105,7 @@ const TESTS: &[Test] = tests! {
     ALWAYS jobs::a_repair_is_not_cancelled;
     ALWAYS jobs::a_volumes_redundancy_is_shown;
     ALWAYS pools::copies_domain_and_class_change_online;
+    ALWAYS pools::fewer_copies_free_their_space;
     ALWAYS pools::ok_to_stop_tells_which_nodes_may_go;
     LONG pools::what_lacks_is_told_by_domain;
     ALWAYS restart::a_clean_stop_costs_nothing;
@@ -112,6 +114,7 @@ const TESTS: &[Test] = tests! {
     ALWAYS faults::a_killed_gateway_returns_under_its_name;
     ALWAYS faults::io_goes_on_without_the_coordinator;
     ALWAYS force::the_last_copy_serves_when_the_operator_says_so;
+    LONG slow_disk::a_slow_disk_gets_one_move_and_the_others_go_on;
     LONG hung_disk::io_goes_on_without_a_disk_that_hangs;
     ALWAYS kills::a_killed_secondary_returns;
     LONG kills::a_killed_gateways_client_connects_again;

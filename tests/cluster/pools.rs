@@ -91,6 +91,67 @@ pub fn copies_domain_and_class_change_online() {
     dev.finish();
 }
 
+/// Three copies become two while a guest writes: the surplus goes, its space comes free, and nothing is copied for it.
+pub fn fewer_copies_free_their_space() {
+    let mut dev = Dev::start_with(New { nodes: 4, ..New::default() });
+    dev.cli(&["pool", "create", "p", "--replicas", "3", "--min-replicas", "2", "--pg-count", "32"]);
+    dev.cli(&["volume", "create", "v", "--size", "64MiB", "--pool", "p"]);
+    dev.cli(&["volume", "create", "w", "--size", "16MiB", "--pool", "p"]);
+    let gateway = dev.gateway("v");
+    let mut client = gateway.client();
+    (0..8).for_each(|at| client.write(8 * at * MIB, &pattern(8 * MIB, at)).expect("writes"));
+    client.flush().expect("flushes");
+    let busy = dev.gateway("w");
+    let load = busy.load(256);
+    dev.wait_clean();
+    let (hash, before, copied) = (dev.hash("v"), pgs(&dev), dev.resynced_bytes());
+    assert!(before.iter().all(|pg| disks_of(pg).len() == 3));
+
+    // The minimum is not lowered unasked; what would happen is told.
+    let refused = dev.try_cli(&["pool", "set", "p", "--replicas", "1"]);
+    assert!(!refused.status.success() && refused.text().contains("--min-replicas 1"), "{}", refused.text());
+    let plan = dev.json(&["plan", "--replicas", "p=2"]);
+    assert_eq!((plan["totals"]["moves"].clone(), plan["totals"]["removals"].clone()), (0.into(), 32.into()), "{plan}");
+    assert!(plan["totals"]["freed_bytes"].as_u64() >= Some(64 * MIB), "{plan}");
+    assert!(dev.cli(&["plan", "--replicas", "p=2"]).contains("32 copies beyond their pool's count"));
+
+    dev.cli(&["pool", "set", "p", "--replicas", "2"]);
+    wait_for("two copies of each", || {
+        dev.wait_clean();
+        pgs(&dev).iter().all(|pg| disks_of(pg).len() == 2).then_some(())
+    });
+    load.stop_and_verify(&busy.socket, "w");
+    let after = pgs(&dev);
+    for (had, has) in before.iter().zip(&after) {
+        assert!(disks_of(has).iter().all(|d| disks_of(had).contains(d)), "{has} was {had}");
+    }
+    assert_eq!(dev.resynced_bytes(), copied, "nothing is copied");
+    let mut held = std::collections::BTreeMap::<u64, i64>::new();
+    after.iter().flat_map(disks_of).for_each(|d| *held.entry(d).or_default() += 1);
+    assert!(held.len() == 4 && held.values().all(|n| (n - 16).abs() <= 1), "{held:?}");
+    // What a disk holds is what its members hold: the old copies are gone.
+    wait_for("the space is free", || {
+        let pgs = dev.json(&["pg", "list"]).as_array().expect("pgs").clone();
+        let disks = dev.json(&["disk", "list"]).as_array().expect("disks").clone();
+        let of = |disk: &Value| -> u64 {
+            let mine = pgs.iter().filter(|pg| disks_of(pg).contains(&disk["id"].as_u64().expect("an id")));
+            mine.filter_map(|pg| pg["bytes"].as_u64()).sum()
+        };
+        disks.iter().all(|d| d["used_bytes"].as_u64() == Some(of(d))).then_some(())
+    });
+    assert_eq!(dev.hash("v"), hash);
+    for at in 0..8 {
+        assert!(client.read(8 * at * MIB, 8 * MIB).expect("reads") == pattern(8 * MIB, at), "part {at} differs");
+    }
+    let job = dev.json(&["resync", "jobs"])[0].clone();
+    assert_eq!((job["state"].clone(), job["moves_done"].clone()), ("done".into(), 32.into()), "{job}");
+    assert_eq!(job["actor"], "operator (api.token, from 127.0.0.1)", "{job}");
+    // With two copies one node may still be lost.
+    dev.cli(&["pool", "set", "p", "--min-replicas", "1"]);
+    drop((client, gateway, busy));
+    dev.finish();
+}
+
 pub fn ok_to_stop_tells_which_nodes_may_go() {
     let dev = Dev::start();
     for node in ["n1", "n2", "n3"] {

@@ -1,5 +1,8 @@
 //! Minimum-cost flow by successive shortest paths: slow, simple, exact. The oracle for the planner's moves.
 
+use evenkeel::core::ids::DiskId;
+use evenkeel::core::placement::{DiskInfo, FailureDomain, Input, PoolBound};
+
 /// A directed graph with capacities and costs.
 pub struct Graph {
     out: Vec<Vec<usize>>,
@@ -60,4 +63,46 @@ impl Graph {
             cost += dist[t];
         }
     }
+}
+
+/// The fewest moves that bring a pool to within its shares, whatever the path.
+pub fn exact_least(input: &Input, b: &PoolBound) -> u64 {
+    let Some(pool) = input.pools.iter().find(|p| p.id == b.pool) else { return 0 };
+    let rows: Vec<_> = input.current.iter().filter(|r| r.pg.pool == b.pool).collect();
+    let disks: Vec<(&DiskInfo, f64)> = b
+        .shares
+        .iter()
+        .filter_map(|(id, s)| input.topology.disks.iter().find(|d| d.id == *id).map(|d| (d, *s)))
+        .collect();
+    let domain = |d: &DiskInfo| match pool.failure_domain {
+        FailureDomain::Disk => format!("{}", d.id),
+        FailureDomain::Node | FailureDomain::Release => format!("{}", d.node),
+        FailureDomain::Rack => format!("{}/{}", d.zone, d.rack),
+        FailureDomain::Zone => d.zone.clone(),
+    };
+    let mut names: Vec<String> = disks.iter().map(|(d, _)| domain(d)).collect();
+    names.sort();
+    names.dedup();
+    let exists = |id: &DiskId| disks.iter().any(|(d, _)| d.id == *id && !d.state.is_gone());
+    let alive: Vec<_> = rows.into_iter().filter(|r| r.disks.is_empty() || r.disks.iter().any(exists)).collect();
+    let (p, k, n) = (alive.len(), names.len(), disks.len());
+    let mut g = Graph::new(2 + p + p * k + n);
+    let (s, t) = (0, 1);
+    const FIRST: i64 = 10_000;
+    for (i, (_, share)) in disks.iter().enumerate() {
+        let at = 2 + p + p * k + i;
+        g.edge(at, t, share.floor() as i64, -FIRST);
+        g.edge(at, t, share.ceil() as i64 - share.floor() as i64, 0);
+    }
+    for (i, row) in alive.iter().enumerate() {
+        g.edge(s, 2 + i, i64::from(pool.replicas), 0);
+        (0..k).for_each(|d| g.edge(2 + i, 2 + p + i * k + d, 1, 0));
+        for (j, (d, _)) in disks.iter().enumerate() {
+            let at = names.binary_search(&domain(d)).unwrap_or(0);
+            g.edge(2 + p + i * k + at, 2 + p + p * k + j, 1, i64::from(!row.disks.contains(&d.id)));
+        }
+    }
+    let (_, cost) = g.run(s, t);
+    let floors: i64 = disks.iter().map(|(_, s)| s.floor() as i64).sum();
+    (cost + floors * FIRST).max(0) as u64
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use evenkeel::core::ids::{DiskId, NodeId, PoolId};
 use evenkeel::core::placement::{
-    DiskInfo, DiskState, FailureDomain, Input, Plan, PoolBound, PoolSpec, Topology, check, lower_bound, plan,
+    DiskInfo, DiskState, FailureDomain, Input, Plan, PoolSpec, Topology, check, lower_bound, plan,
 };
 use proptest::prelude::*;
 
-use crate::flow::Graph;
+use crate::flow::exact_least;
 
 const GIB: u64 = 1 << 30;
 
@@ -170,48 +170,6 @@ fn per_pool(p: &Plan) -> BTreeMap<PoolId, u64> {
     n
 }
 
-/// The fewest moves that bring a pool to within its shares, whatever the path.
-fn exact_least(input: &Input, b: &PoolBound) -> u64 {
-    let Some(pool) = input.pools.iter().find(|p| p.id == b.pool) else { return 0 };
-    let rows: Vec<_> = input.current.iter().filter(|r| r.pg.pool == b.pool).collect();
-    let disks: Vec<(&DiskInfo, f64)> = b
-        .shares
-        .iter()
-        .filter_map(|(id, s)| input.topology.disks.iter().find(|d| d.id == *id).map(|d| (d, *s)))
-        .collect();
-    let domain = |d: &DiskInfo| match pool.failure_domain {
-        FailureDomain::Disk => format!("{}", d.id),
-        FailureDomain::Node | FailureDomain::Release => format!("{}", d.node),
-        FailureDomain::Rack => format!("{}/{}", d.zone, d.rack),
-        FailureDomain::Zone => d.zone.clone(),
-    };
-    let mut names: Vec<String> = disks.iter().map(|(d, _)| domain(d)).collect();
-    names.sort();
-    names.dedup();
-    let exists = |id: &DiskId| disks.iter().any(|(d, _)| d.id == *id && !d.state.is_gone());
-    let alive: Vec<_> = rows.into_iter().filter(|r| r.disks.is_empty() || r.disks.iter().any(exists)).collect();
-    let (p, k, n) = (alive.len(), names.len(), disks.len());
-    let mut g = Graph::new(2 + p + p * k + n);
-    let (s, t) = (0, 1);
-    const FIRST: i64 = 10_000;
-    for (i, (_, share)) in disks.iter().enumerate() {
-        let at = 2 + p + p * k + i;
-        g.edge(at, t, share.floor() as i64, -FIRST);
-        g.edge(at, t, share.ceil() as i64 - share.floor() as i64, 0);
-    }
-    for (i, row) in alive.iter().enumerate() {
-        g.edge(s, 2 + i, i64::from(pool.replicas), 0);
-        (0..k).for_each(|d| g.edge(2 + i, 2 + p + i * k + d, 1, 0));
-        for (j, (d, _)) in disks.iter().enumerate() {
-            let at = names.binary_search(&domain(d)).unwrap_or(0);
-            g.edge(2 + p + i * k + at, 2 + p + p * k + j, 1, i64::from(!row.disks.contains(&d.id)));
-        }
-    }
-    let (_, cost) = g.run(s, t);
-    let floors: i64 = disks.iter().map(|(_, s)| s.floor() as i64).sum();
-    (cost + floors * FIRST).max(0) as u64
-}
-
 /// What must be true of every plan.
 fn judge(input: &Input, p: &Plan) -> Result<(), TestCaseError> {
     prop_assert_eq!(check(input, p), Ok(()));
@@ -305,6 +263,33 @@ proptest! {
                 judge_primaries(&input, &p)?;
             }
         }
+    }
+
+    /// Fewer copies: what is given up leaves every disk within one of its share, as few moves as can be, and primaries
+    /// stay where the domains allow it.
+    #[test]
+    fn fewer_copies_are_given_up_where_they_are_too_many(c in cluster(), by in 1..3u32) {
+        let mut input = start(&c);
+        input.pools.iter_mut().for_each(|p| p.replicas += by);
+        input.current = plan(&input).target;
+        for (i, row) in input.current.iter_mut().enumerate() {
+            row.bytes = GIB * (i as u64 * 7919 % 13);
+        }
+        input.pools.iter_mut().for_each(|p| p.replicas -= by);
+        let p = plan(&input);
+        judge(&input, &p)?;
+        let moved: std::collections::BTreeSet<_> = p.moves.iter().map(|m| m.pg).collect();
+        for pool in &input.pools {
+            let of = |row: &evenkeel::core::placement::PgPlacement| row.pg.pool == pool.id;
+            let beyond: usize = input.current.iter().filter(|r| of(r)).map(|r| r.disks.len().saturating_sub(pool.replicas as usize)).sum();
+            let given_up = p.removals.iter().filter(|r| r.pg.pool == pool.id).count();
+            prop_assert_eq!(given_up, beyond, "pool {}", pool.id);
+        }
+        let led: BTreeMap<_, _> = input.current.iter().filter_map(|r| Some((r.pg, *r.disks.first()?))).collect();
+        let by_primary = p.removals.iter().filter(|r| !moved.contains(&r.pg) && led.get(&r.pg) == Some(&r.disk)).count();
+        // Each disk leads its even part, and keeps more than that unless its domain is much larger than others.
+        let uniform = c.racks.iter().flatten().all(|n| *n == c.racks[0][0]);
+        prop_assert!(!uniform || by_primary == 0, "{} primaries give up their copy", by_primary);
     }
 
     #[test]

@@ -402,6 +402,8 @@ impl World {
             if new.members.len() < self.min_replicas && new.members.len() < old.members.len() && !recovered {
                 self.fail(format!("{} is below min_replicas (R5)", crate::show::config(&new)));
             }
+            let beyond = old.members.len() > self.replicas && new.members.len() < old.members.len();
+            self.coverage.add("surplus copies given up", u64::from(beyond && !recovered));
             if recovered {
                 let waiting = |m: &&evenkeel::core::cluster::Replica| {
                     self.nodes.get(&m.disk).is_some_and(|n| {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use evenkeel::core::cluster::command::{Change, Command, Context, Liveness, Outcome, PoolSpec};
+use evenkeel::core::cluster::command::{Change, Command, Context, Liveness, Outcome, PoolChange, PoolSpec};
 use evenkeel::core::cluster::state::ClusterState;
 use evenkeel::core::cluster::{
     ClusterMap, FailureDomain, JobState, Learner, NodeAdminState, PgConfig, Replica as Member, ResyncClass, Settings,
@@ -469,6 +469,18 @@ impl Coordinator {
         done
     }
 
+    /// As the daemon does it: what the change lacks waits for no grace.
+    pub fn set_replicas(&mut self, replicas: u32, now: Instant) -> bool {
+        self.manager.begin(now);
+        let change = PoolChange { pool: "p".into(), replicas: Some(replicas), ..PoolChange::default() };
+        let done = self.manager.apply("operator", Command::SetPool(change)).is_ok();
+        let pgs = self.pgs();
+        self.manager.runtime.no_grace.extend(pgs);
+        self.manager.planning.touch_for(now, "operator", "pool p was changed".into());
+        self.turn(now);
+        done
+    }
+
     /// What an operator may do about the last job, at random; gives what was done.
     pub fn change_job(&mut self, choice: u64, now: Instant) -> Option<&'static str> {
         let id = *self.map().jobs.last_key_value()?.0;
@@ -530,7 +542,7 @@ impl Coordinator {
     /// Nothing is planned, moved or about to be.
     pub fn is_settled(&self) -> bool {
         let planning = &self.manager.planning;
-        self.manager.runtime.is_settled() && !planning.is_pending() && planning.job.moves.is_empty()
+        self.manager.runtime.is_settled() && !planning.is_pending() && planning.job.is_empty()
     }
 
     /// Learners of all PGs.

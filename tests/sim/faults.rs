@@ -64,7 +64,8 @@ impl World {
             101..103 => self.hang_disk(target, down),
             103..106 => self.cut_from_gateways(target, down),
             106..109 => self.drain_some(target, down),
-            109..119 => {
+            109..112 => self.change_copies(),
+            112..119 => {
                 let choice = self.rng.below(3);
                 self.change_job(choice);
             }
@@ -224,6 +225,23 @@ impl World {
             let down = if self.rng.chance(500) { down } else { 1_000_000 * MS };
             self.drain(target, down);
         }
+    }
+
+    /// The operator wants more or fewer copies of the pool's PGs.
+    fn change_copies(&mut self) {
+        let out = |w: &World, d: DiskId| w.coordinator.is_draining(d) || w.nodes[&d].disk.failed;
+        let active = self.ids().into_iter().filter(|d| !out(self, *d)).count();
+        let replicas = if self.replicas == 3 { 2 } else { 3 };
+        if replicas > active || !self.coordinator.up || self.coordinator_frozen.is_some() {
+            return;
+        }
+        let now = self.coordinator_now();
+        if self.coordinator.set_replicas(replicas as u32, now) {
+            self.replicas = replicas;
+            self.log(|| format!("the pool keeps {replicas} copies from now on"));
+            self.coverage.add(if replicas == 2 { "pools set to fewer copies" } else { "pools set to more copies" }, 1);
+        }
+        self.after_turn();
     }
 
     fn join(&mut self) {

@@ -111,7 +111,8 @@ impl World {
         let whole = || {
             self.coordinator.map().pgs.values().all(|config| {
                 let right = |m: &Member| self.coordinator.is_live(*m) && !self.coordinator.is_draining(m.disk);
-                config.learners.is_empty() && config.members.len() >= wanted && config.members.iter().all(right)
+                let enough = (wanted..=self.replicas).contains(&config.members.len());
+                config.learners.is_empty() && enough && config.members.iter().all(right)
             })
         };
         served && (apart || whole() && self.coordinator.is_settled() && !self.has_orphans())
@@ -167,7 +168,8 @@ impl World {
             }
         }
         let planning = &self.coordinator.manager.planning;
-        text += &format!("moves {:?}, plan pending {}; ", planning.job.moves, planning.is_pending());
+        let job = &planning.job;
+        text += &format!("moves {:?}, surplus {:?}, plan pending {}; ", job.moves, job.removals, planning.is_pending());
         for (disk, view) in &self.coordinator.manager.runtime.disks {
             text += &format!("{disk} as the coordinator knows it {:x} {:?}; ", view.boot.0 & 0xfff, view.copies);
         }

@@ -8,7 +8,7 @@ use evenkeel::core::units::BLOCK_BYTES;
 
 use crate::canary::Canary;
 use crate::clients::{CLIENT_IDLE_NS, ClientLink};
-use crate::world::{Event, GATEWAY, MS, World};
+use crate::world::{Event, GATEWAY, MS, Node, World};
 
 /// Who dialed whom.
 pub type Conn = (DiskId, DiskId);
@@ -150,6 +150,11 @@ impl World {
         if self.lossy_parts > 0 && self.rng.below(10_000) < self.lossy_parts {
             self.coverage.add("stream resets", 1);
             return if session { self.break_session((pg, conn)) } else { self.reset_conn(conn) };
+        }
+        // Without a map nobody knows whether the disk had a copy before.
+        let early = |n: &&mut Node| n.up && n.map.version == 0 && !n.replicas.contains_key(&pg);
+        if let Some(node) = self.nodes.get_mut(&to).filter(early) {
+            return node.early.push((conn, epoch, from, pg, message));
         }
         // A node that hears of a PG for the first time makes a replica for it.
         self.ensure(to, pg);

@@ -74,9 +74,13 @@ impl World {
 
     /// Makes a replica for a PG that the disk knows nothing of.
     pub fn ensure(&mut self, id: DiskId, pg: PgId) {
-        if let Some(node) = self.nodes.get_mut(&id).filter(|n| n.up) {
-            let me = Member { disk: id, boot: node.disk.boot };
-            node.replicas.entry(pg).or_insert_with(|| Replica::new(pg, me, None));
+        let Some(node) = self.nodes.get_mut(&id).filter(|n| n.up && !n.replicas.contains_key(&pg)) else { return };
+        let me = Member { disk: id, boot: node.disk.boot };
+        node.replicas.insert(pg, Replica::new(pg, me, None));
+        // As the engine does: the disk may have given a copy up.
+        let without = node.map.pgs.get(&pg).filter(|c| !c.members.iter().any(|m| m.disk == id)).cloned();
+        if let Some(config) = without {
+            self.feed(id, pg, Input::Config(config));
         }
     }
 
@@ -104,6 +108,7 @@ impl World {
         node.reachable.clear();
         node.frozen = false;
         node.map = Default::default();
+        node.early.clear();
         node.proposals.clear();
         node.accepted.clear();
         node.serving_changed = false;
@@ -202,6 +207,10 @@ impl World {
             self.feed(id, config.pg, Input::Config(config));
         }
         debug_assert_ne!(self.coordinator.map().cluster, ClusterId::default());
+        let early = self.nodes.get_mut(&id).map(|n| std::mem::take(&mut n.early)).unwrap_or_default();
+        for (conn, epoch, from, pg, message) in early {
+            self.deliver(conn, epoch, from, id, pg, message);
+        }
     }
 
     /// The coordinator wants a copy gone.

@@ -200,6 +200,8 @@ pub struct Node {
     pub heard: BTreeMap<DiskId, u64>,
     pub reachable: BTreeMap<DiskId, bool>,
     pub map: Arc<ClusterMap>,
+    /// What peers said of PGs that the disk doesn't know, before there was a map.
+    pub early: Vec<(Conn, u64, DiskId, PgId, PeerMessage)>,
     /// Proposals without an answer.
     pub proposals: BTreeMap<u64, Proposed>,
     /// The coordinator doesn't know yet what is served here now.
@@ -227,6 +229,7 @@ impl Node {
             heard: BTreeMap::new(),
             reachable: BTreeMap::new(),
             map: Arc::default(),
+            early: Vec::new(),
             proposals: BTreeMap::new(),
             serving_changed: false,
             accepted: BTreeMap::new(),

@@ -347,7 +347,7 @@ pub struct PoolSetArgs {
 #[derive(Clone, Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct PoolChange {
-    /// Copies
+    /// Copies. Fewer: the surplus goes once a placement group is clean; not below the minimum
     #[arg(long)]
     pub replicas: Option<u32>,
     /// Copies without which IO waits

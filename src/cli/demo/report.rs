@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_figure() {
-        let totals = PlanTotals { moves: 10, bytes: 1000 << 20, lower_bound_moves: 9 };
+        let totals = PlanTotals { moves: 10, bytes: 1000 << 20, lower_bound_moves: 9, ..PlanTotals::default() };
         let join = Job {
             plan: Some(PlanReply { totals, ..PlanReply::default() }),
             moved_bytes: 1000 << 20,

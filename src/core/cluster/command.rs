@@ -170,6 +170,15 @@ pub enum Command {
         /// New order; a subset of the members.
         members: Vec<Replica>,
     },
+    /// The coordinator takes a copy away that its pool doesn't ask for any more. All others must be there, and enough.
+    RemoveSurplus {
+        /// Which PG.
+        pg: PgId,
+        /// The generation that the decision was made on.
+        base: Generation,
+        /// Whom; not the primary.
+        replica: Replica,
+    },
     /// The coordinator adds a learner. The generation stays: nothing that acks changes.
     AddLearner {
         /// Which PG.
@@ -434,6 +443,12 @@ pub enum Refusal {
         "a pool can't have {replicas} replicas with a minimum of {min_replicas}: replicas must lie between 1 and 16, the minimum between 1 and the replicas"
     )]
     ReplicasInvalid { replicas: u32, min_replicas: u32 },
+    #[error(
+        "pool {pool:?} can't keep {replicas} replicas while IO waits for at least {min_replicas}: lower the minimum with it (--min-replicas {replicas} or less)"
+    )]
+    ReplicasBelowMinimum { pool: String, replicas: u32, min_replicas: u32 },
+    #[error("PG {pg} can't give up its copy on {disk}: {why}")]
+    NotSurplus { pg: PgId, disk: DiskId, why: &'static str },
     #[error("a pool can't have {0} placement groups: choose 1 to 65536")]
     PgCountInvalid(u32),
     #[error(
@@ -528,6 +543,7 @@ impl Refusal {
             Refusal::NameInvalid { .. }
             | Refusal::DiskTooSmall { .. }
             | Refusal::ReplicasInvalid { .. }
+            | Refusal::ReplicasBelowMinimum { .. }
             | Refusal::PgCountInvalid(_)
             | Refusal::SizeUnaligned(_)
             | Refusal::SizeTooLarge(_)

@@ -69,13 +69,13 @@ pub struct Job {
     pub id: u64,
     /// What made it necessary.
     pub reason: String,
-    /// Who did that: `operator`, or `coordinator` where nobody did.
+    /// Who did that, as the event says it: an operator and from where, a node, or `coordinator` where nobody did.
     pub actor: String,
     /// When it was planned.
     pub started_unix_ms: u64,
     /// When it ended; 0: it hasn't.
     pub ended_unix_ms: u64,
-    /// Moves planned, over all plans of the job.
+    /// Moves planned, over all plans of the job; copies given up without a successor count too.
     pub moves_total: u64,
     /// Copies that took their place.
     pub moves_done: u64,

@@ -3,7 +3,8 @@
 //! ```text
 //!             RemoveMembers (primary; rest ≥ min)         Promote (coordinator; order, dead ones may go)
 //!   members ────────────────────────────────────▶ gone     members ─▶ members in another order
-//!      ▲                                                     (generation + 1)
+//!      ▲      RemoveSurplus (coordinator; rest ≥ count,      (generation + 1)
+//!      │      all of it there, not the primary)
 //!      │ PromoteLearner (primary; complete, live; generation + 1)
 //!   learners ◀── AddLearner, PauseLearner (coordinator)  ──▶ DropLearner (either; the generation stays)
 //!      ▲
@@ -153,6 +154,46 @@ impl Tx<'_> {
         config.members = members;
         settle(&mut config);
         config.generation = config.generation.next();
+        self.write(Record::Pg(config));
+        Ok(Outcome::Done)
+    }
+
+    /// The pool keeps fewer copies than the PG has. It goes on with the others only if each of them is there and whole, so
+    /// that no more than was asked for is given up.
+    pub(super) fn remove_surplus(
+        &mut self,
+        pg: PgId,
+        base: Generation,
+        replica: Replica,
+        context: &Context<'_>,
+    ) -> Result<Outcome, Refusal> {
+        let (mut config, pool) = self.config_at(pg, base)?;
+        let wanted = pool.replicas;
+        if !config.is_member(replica) {
+            return Err(Refusal::NotMember { pg, replica });
+        }
+        let refuse = |why| Err(Refusal::NotSurplus { pg, disk: replica.disk, why });
+        if config.primary() == Some(replica) {
+            return refuse("it is the primary's: another member must lead first");
+        }
+        let is_whole = |m: &&Replica| context.liveness.is_live(**m) && context.liveness.has_whole_copy(&config, **m);
+        let rest = config.members.iter().filter(|m| **m != replica);
+        if rest.clone().filter(is_whole).count() < rest.clone().count() {
+            return refuse("another copy is not there, or not whole");
+        }
+        if rest.count() < wanted as usize {
+            return refuse("its pool asks for it");
+        }
+        if config.learners.iter().any(|l| l.replaces == Some(replica.disk)) {
+            return refuse("another copy is on its way to take its place");
+        }
+        config.members.retain(|m| *m != replica);
+        settle(&mut config);
+        config.generation = config.generation.next();
+        if config.has_enough() {
+            config.members_min = 0;
+        }
+        self.tell("pg-changed", format!("PG {pg} gives up its copy on {}: its pool keeps {wanted}.", replica.disk));
         self.write(Record::Pg(config));
         Ok(Outcome::Done)
     }

@@ -60,15 +60,19 @@ impl Tx<'_> {
 
     pub(super) fn set_pool(&mut self, change: PoolChange) -> Result<Outcome, Refusal> {
         let old = self.pool_named(&change.pool)?;
-        let replicas = change.replicas.unwrap_or(old.replicas);
         let new = Pool {
-            replicas,
-            min_replicas: change.min_replicas.unwrap_or(old.min_replicas.min(replicas)),
+            replicas: change.replicas.unwrap_or(old.replicas),
+            min_replicas: change.min_replicas.unwrap_or(old.min_replicas),
             failure_domain: change.failure_domain.unwrap_or(old.failure_domain),
             class: change.class.unwrap_or_else(|| old.class.clone()),
             durable_writes: change.durable_writes.unwrap_or(old.durable_writes),
             ..old.clone()
         };
+        if change.min_replicas.is_none() && (1..old.min_replicas).contains(&new.replicas) {
+            // The minimum is what guards against writes on too few copies: it is never lowered unasked.
+            let (replicas, min_replicas) = (new.replicas, new.min_replicas);
+            return Err(Refusal::ReplicasBelowMinimum { pool: change.pool, replicas, min_replicas });
+        }
         check_replicas(new.replicas, new.min_replicas)?;
         if new.class != old.class {
             self.check_class(&new)?;

@@ -335,6 +335,7 @@ impl<'a> Tx<'a> {
             }
             Command::Propose(proposal) => self.propose(proposal, context),
             Command::Promote { pg, base, members } => self.promote(pg, base, members, context),
+            Command::RemoveSurplus { pg, base, replica } => self.remove_surplus(pg, base, replica, context),
             Command::AddLearner { pg, learner } => self.add_learner(pg, learner, context),
             Command::DropLearner { pg, replica } => self.drop_learner(pg, replica),
             Command::SetMembers { pg, base, truth, learners } => self.set_members(pg, base, truth, learners, context),

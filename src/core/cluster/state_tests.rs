@@ -188,8 +188,12 @@ fn pools_are_checked() {
     };
     assert!(matches!(bed.no(set("x", None, None)), Refusal::Unknown { what: "pool", .. }));
     assert!(matches!(bed.no(set("p", Some(3), Some(4))), Refusal::ReplicasInvalid { .. }));
-    bed.ok(set("p", Some(1), None));
-    assert_eq!(bed.state.map.pools[&PoolId(1)].min_replicas, 1, "the minimum follows the count down");
+    let refused = bed.no(set("p", Some(1), None));
+    assert!(matches!(refused, Refusal::ReplicasBelowMinimum { replicas: 1, min_replicas: 2, .. }));
+    assert!(refused.to_string().contains("--min-replicas 1"), "{refused}");
+    assert!(matches!(bed.no(set("p", Some(0), None)), Refusal::ReplicasInvalid { .. }));
+    bed.ok(set("p", Some(1), Some(1)));
+    assert_eq!(bed.state.map.pools[&PoolId(1)].min_replicas, 1);
     bed.ok(volume("v", 512));
     assert!(matches!(bed.no(Command::DeletePool { pool: "p".into() }), Refusal::PoolInUse { volumes: 1, .. }));
     bed.ok(Command::DeleteVolume { volume: "v".into() });
@@ -355,6 +359,48 @@ fn only_the_serving_primary_proposes_and_only_for_the_present() {
     assert!(matches!(bed.try_apply(Command::Propose(nowhere)), Err(Refusal::Unknown { .. })));
 }
 
+/// A pool keeps fewer copies: only a copy beyond the count goes, and only while all others are there.
+#[test]
+fn a_surplus_copy_goes_only_while_the_others_are_there() {
+    let mut bed = Bed::new();
+    let remove = |bed: &Bed, disk| {
+        let base = bed.config().generation;
+        Command::RemoveSurplus { pg: PG, base, replica: replica(disk, 1) }
+    };
+    let why = |refusal: Refusal| match refusal {
+        Refusal::NotSurplus { why, .. } => why,
+        other => panic!("{other}"),
+    };
+    let command = remove(&bed, 3);
+    assert_eq!(why(bed.no(command)), "its pool asks for it");
+    bed.ok(Command::SetPool(PoolChange { pool: "p".into(), replicas: Some(2), ..PoolChange::default() }));
+    let command = remove(&bed, 1);
+    assert!(why(bed.no(command)).contains("primary"));
+    let command = remove(&bed, 4);
+    assert!(matches!(bed.no(command), Refusal::NotMember { .. }));
+    let stale = remove(&bed, 3);
+    bed.dies(replica(2, 1));
+    let command = remove(&bed, 3);
+    assert!(why(bed.no(command)).contains("not there"));
+    bed.world.live.borrow_mut().insert(replica(2, 1));
+    bed.world.damaged.borrow_mut().insert(replica(2, 1));
+    let command = remove(&bed, 3);
+    assert!(why(bed.no(command)).contains("not whole"), "R21");
+    bed.world.damaged.borrow_mut().clear();
+    bed.learner(replica(4, 1), Some(3)).unwrap();
+    let command = remove(&bed, 3);
+    assert!(why(bed.no(command)).contains("on its way"));
+    bed.ok(Command::DropLearner { pg: PG, replica: replica(4, 1) });
+    let before = bed.config();
+    let command = remove(&bed, 3);
+    bed.ok(command);
+    assert_eq!(bed.config().members, [replica(1, 1), replica(2, 1)]);
+    assert_eq!(bed.config().generation, before.generation.next());
+    assert!(matches!(bed.no(stale), Refusal::GenerationMoved { .. }));
+    let command = remove(&bed, 2);
+    assert_eq!(why(bed.no(command)), "its pool asks for it");
+}
+
 /// R5, R8: who may be removed when.
 #[test]
 fn removals_keep_the_minimum_and_hear_both_sides() {
@@ -502,7 +548,7 @@ fn random_command(state: &ClusterState, world: &World, [op, a, b, c]: [u8; 4]) -
     let volume_name = format!("v{}", a % 4);
     let propose =
         |change| Command::Propose(Proposal { id: u64::from(c) + 1, pg, base, from, change, reason: String::new() });
-    match op % 20 {
+    match op % 21 {
         0 => node(&format!("m{}", a % 8)),
         1 => Command::AllocDisk { node: NodeId(1 + u32::from(a % 8)), class: String::new(), capacity_bytes: 1 << 30 },
         2 => Command::DiskFailed { disk: DiskId(1 + u32::from(a % 8)) },
@@ -550,6 +596,13 @@ fn random_command(state: &ClusterState, world: &World, [op, a, b, c]: [u8; 4]) -
             },
         },
         17 => Command::DropLearner { pg, replica: learner },
+        19 => {
+            if c % 4 == 0 {
+                let (pool, replicas) = ("p".into(), Some(2 + u32::from(c % 2)));
+                return Command::SetPool(PoolChange { pool, replicas, ..PoolChange::default() });
+            }
+            Command::RemoveSurplus { pg, base, replica: member }
+        }
         18 => Command::SetMembers { pg, base, truth: Replica { disk: member.disk, ..any }, learners: vec![] },
         _ => {
             // The world changes: a replica dies or comes.
@@ -575,11 +628,14 @@ proptest! {
         for command in bytes {
             let command = random_command(&bed.state, &bed.world, command);
             let before = bed.state.map.clone();
-            if bed.try_apply(command).is_ok() {
+            if bed.try_apply(command.clone()).is_ok() {
                 for (pg, config) in &bed.state.map.pgs {
                     if let Some(old) = before.pgs.get(pg) {
                         prop_assert!(config.generation >= old.generation);
                         prop_assert!(config.durability_epoch >= old.durability_epoch);
+                        let wanted = before.pools.get(&pg.pool).map_or(0, |p| p.replicas as usize);
+                        let fewer = old.members.len() > config.members.len() && matches!(command, Command::RemoveSurplus { .. });
+                        prop_assert!(!fewer || config.members.len() >= wanted, "only what is beyond the count is given up");
                         prop_assert!(config.members == old.members || config.generation > old.generation,
                             "members change only with the generation");
                     }

@@ -10,6 +10,8 @@
 //! are no matter of choice: a job's repairs go on, and one that only repairs can't be cancelled. To plan the same repair
 //! again at once would merely throw away what was copied; to leave it would give data up without saying so.
 //!
+//! A copy beyond its pool's count that is given up counts as a move without bytes; *cancel* leaves it where it is.
+//!
 //! Invariants: at most one job is open, the last; every change of a record is durable before anybody sees an effect.
 
 use super::plan::JobMove;
@@ -29,8 +31,10 @@ impl Manager {
         let holds_back = same && last.holds_back;
         if holds_back {
             plan.moves.retain(|m| m.class.is_repair());
+            plan.removals.clear();
         }
-        let (moves, bytes) = (plan.moves.len() as u64, plan.moves.iter().map(|m| m.bytes).sum::<u64>());
+        let removals = plan.removals.len();
+        let (moves, bytes) = ((plan.moves.len() + removals) as u64, plan.moves.iter().map(|m| m.bytes).sum::<u64>());
         let mut job = last;
         // Another topology: what was held back is decided anew, also if the old one comes back.
         job.holds_back &= same;
@@ -51,7 +55,8 @@ impl Manager {
                 holds_back,
                 ..Job::default()
             };
-            let text = format!("Job {} ({}) has {moves} moves of {bytes} bytes.", job.id, job.reason);
+            let surplus = if removals > 0 { format!(", {removals} of them copies given up") } else { String::new() };
+            let text = format!("Job {} ({}) has {moves} moves of {bytes} bytes{surplus}.", job.id, job.reason);
             self.tell("plan", COORDINATOR, text);
         } else if job.id != 0 && job.state.is_open() {
             let state = if job.moves_left() == 0 { JobState::Done } else { JobState::Superseded };
@@ -80,7 +85,7 @@ impl Manager {
             job.moves_done += ended.done;
             job.moves_failed += ended.failed;
             job.bytes_done += ended.bytes;
-            if self.planning.job.moves.is_empty() && !self.planning.is_pending() {
+            if self.planning.job.is_empty() && !self.planning.is_pending() {
                 let state = if job.moves_cancelled > 0 { JobState::Cancelled } else { JobState::Done };
                 self.end(&mut job, state);
                 self.planning.job.paused = false;
@@ -178,14 +183,15 @@ impl Manager {
         }
         let (repairs, others): (Vec<JobMove>, Vec<JobMove>) =
             self.planning.job.moves.iter().cloned().partition(|m| m.class.is_repair());
-        if others.is_empty() {
+        let removals = self.planning.job.removals.len();
+        if others.is_empty() && removals == 0 {
             return Err(if repairs.is_empty() {
                 Refusal::JobUnplanned { id }
             } else {
                 Refusal::JobRepairs { id, moves: repairs.len() }
             });
         }
-        let counts = (others.len(), repairs.len());
+        let counts = (others.len() + removals, repairs.len());
         let rest = if counts.1 > 0 { format!("; {} repairs go on", counts.1) } else { String::new() };
         let text = format!("Job {id} is cancelled: {} moves are given up{rest}.", counts.0);
         job.moves_cancelled += counts.0 as u64;
@@ -197,6 +203,7 @@ impl Manager {
             self.tell("job-cancelled", actor, text);
         }
         self.planning.job.moves = repairs;
+        self.planning.job.removals.clear();
         let mut drops: Vec<(PgId, Replica)> = Vec::new();
         for config in self.state.map().pgs.values() {
             let by_plan = config.learners.iter().filter(|l| !l.class.is_repair());

@@ -303,6 +303,117 @@ fn the_topology_is_what_a_target_depends_on() {
     assert_eq!(bed.m.state.map().pools[&PoolId(1)].replicas, 2);
 }
 
+impl Manager {
+    fn pause_resync_for_test(&mut self, paused: bool) {
+        let mut settings = self.state.map().settings.clone();
+        settings.resync.paused = paused;
+        self.apply("test", Command::SetSettings { settings }).unwrap();
+    }
+}
+
+fn keep_copies(bed: &mut Bed, replicas: u32) {
+    let change = PoolChange { pool: "p".into(), replicas: Some(replicas), ..PoolChange::default() };
+    bed.m.apply("test", Command::SetPool(change)).unwrap();
+    bed.m.planning.touch_for(bed.m.now, "operator (a token, from here)", "pool p was changed".into());
+}
+
+fn members(bed: &Bed) -> Vec<usize> {
+    bed.m.state.map().pgs.values().map(|c| c.members.len()).collect()
+}
+
+/// Each PG's disks, the primary first.
+fn rows(bed: &Bed) -> Vec<Vec<u32>> {
+    bed.m.state.map().pgs.values().map(|c| c.members.iter().map(|m| m.disk.0).collect()).collect()
+}
+
+#[test]
+fn fewer_copies_are_a_job_that_gives_the_surplus_up() {
+    let mut bed = Bed::new();
+    bed.turns(4);
+    bed.finish();
+    assert_eq!(members(&bed), [3; 8]);
+    let before = rows(&bed);
+    keep_copies(&mut bed, 2);
+    bed.turn();
+    assert_eq!(members(&bed), [3; 8], "not before there is a plan");
+    bed.finish();
+    assert_eq!(members(&bed), [2; 8]);
+    assert!((1..=4).all(|n| bed.on(n) == 4), "they are even without a move");
+    assert!(before.iter().zip(rows(&bed)).all(|(had, has)| has.iter().all(|d| had.contains(d))), "nothing was copied");
+    let job = bed.job(2);
+    assert_eq!((job.state, job.moves_total, job.moves_done, job.bytes_total), (JobState::Done, 8, 8, 0));
+    assert_eq!(job.actor, "operator (a token, from here)");
+    assert!(bed.m.planning.misplaced().is_empty());
+    assert_eq!(bed.m.state.map().jobs.len(), 2);
+}
+
+#[test]
+fn a_surplus_copy_waits_for_the_others() {
+    let mut bed = Bed::new();
+    bed.turns(4);
+    bed.finish();
+    keep_copies(&mut bed, 2);
+    bed.m.pause_resync_for_test(true);
+    bed.turns(5);
+    assert_eq!(members(&bed), [3; 8], "resync is paused");
+    assert_eq!(bed.m.planning.misplaced().len(), 8);
+    // One node is away: its PGs keep what they have.
+    bed.silent = vec![2];
+    bed.turns(25);
+    bed.m.pause_resync_for_test(false);
+    bed.turns(10);
+    let with: Vec<Vec<u32>> = rows(&bed).into_iter().filter(|row| row.contains(&2)).collect();
+    assert!(with.iter().all(|row| row.len() == 3), "{with:?}");
+    bed.silent.clear();
+    bed.finish();
+    assert_eq!(members(&bed), [2; 8]);
+}
+
+#[test]
+fn a_surplus_copy_that_became_needed_stays() {
+    let mut bed = Bed::new();
+    bed.turns(4);
+    bed.finish();
+    keep_copies(&mut bed, 2);
+    bed.m.pause_resync_for_test(true);
+    bed.turns(5);
+    // A member leaves, by its primary's word, before the surplus one could.
+    let removal = bed.m.planning.job.removals[0];
+    let config = bed.m.state.map().pgs[&removal.pg].clone();
+    let other = *config.members[1..].iter().find(|m| m.disk != removal.disk).unwrap();
+    bed.silent = vec![other.disk.0];
+    bed.turns(25);
+    let (base, change) = (bed.m.state.map().pgs[&removal.pg].generation, Some(Change::RemoveMembers(vec![other])));
+    let from = NodeId(bed.m.state.map().pgs[&removal.pg].members[0].disk.0);
+    let proposed = Proposed { id: 77, pg: removal.pg, base, change, reason: String::new() };
+    bed.m.handle_proposal(from, proposed).0.unwrap();
+    bed.silent.clear();
+    bed.turns(3);
+    bed.m.pause_resync_for_test(false);
+    bed.finish();
+    assert_eq!(members(&bed), [2; 8], "none has fewer");
+    assert!(bed.m.planning.job.is_empty() && !bed.m.planning.is_pending());
+    assert!(bed.m.state.map().jobs.values().all(|j| !j.state.is_open()));
+}
+
+#[test]
+fn a_cancelled_job_leaves_surplus_copies_where_they_are() {
+    let mut bed = Bed::new();
+    bed.turns(4);
+    bed.finish();
+    keep_copies(&mut bed, 2);
+    bed.m.pause_resync_for_test(true);
+    bed.turns(4);
+    let (given_up, repairs) = bed.m.cancel_job(2, "operator").unwrap();
+    assert_eq!((given_up, repairs), (8, 0));
+    bed.m.pause_resync_for_test(false);
+    bed.finish();
+    assert_eq!(members(&bed), [3; 8]);
+    bed.m.pause_job(2, false, "operator").unwrap();
+    bed.finish();
+    assert_eq!(members(&bed), [2; 8], "asked for again");
+}
+
 /// What the simulator found: a member that restarted while its disk was drained came back after its successor had taken
 /// another member's place, and stayed for good.
 #[test]

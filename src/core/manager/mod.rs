@@ -453,7 +453,7 @@ impl Manager {
             .map(|(n, _)| *n)
             .filter(|n| self.planned_as_lost.insert(*n))
             .collect();
-        let unplaced = self.planning.job.moves.is_empty()
+        let unplaced = self.planning.job.is_empty()
             && now.since(self.planned_at) >= REPLAN_INTERVAL
             && self.runtime.short_since.values().any(|at| now.since(*at) >= grace);
         for node in &lost {

@@ -10,7 +10,7 @@ use super::decide::{PgState, is_given_up, state_of};
 use super::runtime::Runtime;
 use crate::core::cluster::command::{Command, Liveness};
 use crate::core::cluster::{
-    ClusterMap, DiskAdminState, FailureDomain, Learner, NodeAdminState, PgConfig, Pool, ResyncClass,
+    ClusterMap, DiskAdminState, FailureDomain, Learner, NodeAdminState, PgConfig, Pool, Replica, ResyncClass,
 };
 use crate::core::ids::{DiskId, NodeId, PgId};
 use crate::core::moves::{self, Room, Running, Slots, Wanted, order};
@@ -29,6 +29,8 @@ pub const PG_REPLICAS_PER_DISK: u32 = 100;
 const REORDERS_MAX: usize = 3;
 /// A reorder that nobody reports as served is taken as done.
 const REORDER_GIVEN_UP: Duration = Duration::from_secs(5);
+/// Copies given up in one pass: each pauses its PG until the other members have the new configuration.
+const REMOVALS_PER_PASS: usize = 8;
 /// Changes that a job's reason names.
 const TRIGGERS_MAX: usize = 4;
 /// A change that keeps coming delays a plan by at most so many debounces.
@@ -49,6 +51,15 @@ pub struct JobMove {
     pub class: ResyncClass,
 }
 
+/// A copy that a job gives up without a successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobRemoval {
+    /// The PG.
+    pub pg: PgId,
+    /// The disk.
+    pub disk: DiskId,
+}
+
 /// A frozen plan and its progress. Its record is in the map (`core/cluster/job`).
 #[derive(Clone, Debug, Default)]
 pub struct Job {
@@ -58,6 +69,8 @@ pub struct Job {
     pub paused: bool,
     /// What is still wanted, running moves included.
     pub moves: Vec<JobMove>,
+    /// Copies beyond their pool's count that are still there.
+    pub removals: Vec<JobRemoval>,
     /// Who should be primary where.
     pub primaries: BTreeMap<PgId, DiskId>,
     /// What the moves came to that the record doesn't count yet.
@@ -68,10 +81,17 @@ pub struct Job {
     pub missing_capacity: Vec<place::MissingCapacity>,
 }
 
-/// Moves that ended.
+impl Job {
+    /// Nothing of it is left.
+    pub fn is_empty(&self) -> bool {
+        self.moves.is_empty() && self.removals.is_empty()
+    }
+}
+
+/// Moves that ended, and copies that were given up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
-    /// The copy took its place.
+    /// The copy took its place, or is gone as it should.
     pub done: u64,
     /// Bytes of those.
     pub bytes: u64,
@@ -155,6 +175,7 @@ impl Planning {
             ended: Ended::default(),
             primaries: plan.target.iter().filter_map(|r| Some((r.pg, *r.disks.first()?))).collect(),
             moves,
+            removals: plan.removals.iter().map(|r| JobRemoval { pg: r.pg, disk: r.disk }).collect(),
             rejected: plan.rejected,
             missing_capacity: plan.missing_capacity,
         };
@@ -177,9 +198,10 @@ impl Planning {
         left
     }
 
-    /// PGs that the job moves for another reason than repair.
+    /// PGs that the job moves for another reason than repair, or that have a copy too many.
     pub fn misplaced(&self) -> BTreeSet<PgId> {
-        self.job.moves.iter().filter(|m| !m.class.is_repair()).map(|m| m.pg).collect()
+        let moves = self.job.moves.iter().filter(|m| !m.class.is_repair()).map(|m| m.pg);
+        moves.chain(self.job.removals.iter().map(|r| r.pg)).collect()
     }
 
     /// Forgets what is done, and decides which moves start and which are given back.
@@ -208,12 +230,55 @@ impl Planning {
             ended.failed += u64::from(!done && !wanted);
             wanted
         });
+        self.job.removals.retain(|r| {
+            let config = map.pgs.get(&r.pg);
+            let there = config.is_some_and(|c| c.members.iter().any(|m| m.disk == r.disk));
+            let wanted = map.pools.get(&r.pg.pool).map_or(0, |p| p.replicas as usize);
+            // Another one left first: this one is needed now.
+            let needed = there && config.is_some_and(|c| c.members.len() <= wanted);
+            overtaken |= needed;
+            ended.done += u64::from(!there);
+            ended.failed += u64::from(needed);
+            there && !needed
+        });
         self.job.ended = ended;
         if overtaken {
-            // It would never start, or is not what was planned; nothing else of the job says where this PG belongs now.
+            // It would never be made, or is not what was planned; nothing else of the job says where this PG belongs now.
             self.touch_for(now, super::COORDINATOR, "a move was overtaken by another copy".to_owned());
         }
-        if map.settings.resync.paused || self.job.paused || self.job.moves.is_empty() || !runtime.is_settled() {
+        if map.settings.resync.paused || self.job.paused || self.job.is_empty() || !runtime.is_settled() {
+            return Vec::new();
+        }
+        let mut commands = self.give_up(map, runtime);
+        commands.extend(self.start_and_stop(map, runtime, bytes, now));
+        commands
+    }
+
+    /// Copies that go now: of PGs that are clean and would stay so, and wait for no other change.
+    fn give_up(&self, map: &ClusterMap, runtime: &Runtime) -> Vec<Command> {
+        let due = self.job.removals.iter().filter_map(|r| {
+            let config = map.pgs.get(&r.pg).filter(|c| c.learners.is_empty())?;
+            let pool = map.pools.get(&r.pg.pool).filter(|p| config.members.len() > p.replicas as usize)?;
+            let replica = config.members.iter().copied().find(|m| m.disk == r.disk)?;
+            // The plan's reorder takes the lead from it first.
+            let leads = config.primary() == Some(replica);
+            let whole = |m: &Replica| *m == replica || runtime.may_serve(config, *m);
+            let fit = !leads && config.members.iter().all(whole) && pool.min_replicas <= pool.replicas;
+            let clean = fit && state_of(map, runtime, config) == PgState::Clean;
+            clean.then_some(Command::RemoveSurplus { pg: r.pg, base: config.generation, replica })
+        });
+        due.take(REMOVALS_PER_PASS).collect()
+    }
+
+    /// Which moves start and which are given back.
+    fn start_and_stop(
+        &self,
+        map: &ClusterMap,
+        runtime: &Runtime,
+        bytes: &BTreeMap<PgId, u64>,
+        now: Instant,
+    ) -> Vec<Command> {
+        if self.job.moves.is_empty() {
             return Vec::new();
         }
         let planned = self.targets();

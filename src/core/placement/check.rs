@@ -93,6 +93,12 @@ pub enum Violation {
         /// The PG.
         pg: PgId,
     },
+    /// The copies that are given up are not those that today has beyond the target and its moves.
+    #[error("pg {pg}: the copies that it gives up are not those that it has beyond its pool's count")]
+    RemovalsDontMatch {
+        /// The PG.
+        pg: PgId,
+    },
     /// Totals don't add up.
     #[error("totals say {told} {what}, the moves sum to {found}")]
     Totals {
@@ -167,6 +173,7 @@ pub fn check(input: &Input, plan: &Plan) -> Result<(), Vec<Violation>> {
         check_row(pool, row, today.get(&row.pg).copied(), &disks, plan, &mut bad);
         check_moves(row, today.get(&row.pg).copied(), moved.get(&row.pg), &disks, pool, &mut bad);
     }
+    check_removals(plan, &pools, &today, &disks, &mut bad);
     check_space(input, plan, &disks, &mut bad);
     check_totals(plan, &today, &mut bad);
     for pool in pools.values() {
@@ -299,6 +306,33 @@ fn check_moves(
     }
 }
 
+/// What is given up is what no move and no target needs, and only where the target has all copies that the pool asks for.
+fn check_removals(
+    plan: &Plan,
+    pools: &BTreeMap<PoolId, &PoolSpec>,
+    today: &HashMap<PgId, &PgPlacement>,
+    disks: &HashMap<DiskId, &DiskInfo>,
+    bad: &mut Vec<Violation>,
+) {
+    let mut told: BTreeMap<PgId, Vec<DiskId>> = BTreeMap::new();
+    plan.removals.iter().for_each(|r| told.entry(r.pg).or_default().push(r.disk));
+    let mut moved: BTreeSet<(PgId, DiskId)> = BTreeSet::new();
+    moved.extend(plan.moves.iter().filter_map(|m| Some((m.pg, m.from?))));
+    let there = |id: &DiskId| disks.get(id).is_some_and(|d| !matches!(d.state, DiskState::Failed | DiskState::Lost));
+    for row in &plan.target {
+        let had = today.get(&row.pg).map_or(&[][..], |r| &r.disks);
+        let wanted = pools.get(&row.pg.pool).map_or(usize::MAX, |p| p.replicas as usize);
+        let is_whole = row.disks.len() >= wanted && row.disks.iter().any(there);
+        let beyond = |id: &&DiskId| there(id) && !row.disks.contains(id) && !moved.contains(&(row.pg, **id));
+        let expected: BTreeSet<DiskId> = had.iter().filter(|_| is_whole).filter(beyond).copied().collect();
+        let mine = told.remove(&row.pg).unwrap_or_default();
+        if mine.len() != expected.len() || mine.into_iter().collect::<BTreeSet<_>>() != expected {
+            bad.push(Violation::RemovalsDontMatch { pg: row.pg });
+        }
+    }
+    bad.extend(told.into_keys().map(|pg| Violation::RemovalsDontMatch { pg }));
+}
+
 fn check_space(input: &Input, plan: &Plan, disks: &HashMap<DiskId, &DiskInfo>, bad: &mut Vec<Violation>) {
     let sum = |rows: &[PgPlacement]| {
         let mut held: BTreeMap<DiskId, u128> = BTreeMap::new();
@@ -332,6 +366,13 @@ fn check_totals(plan: &Plan, today: &HashMap<PgId, &PgPlacement>, bad: &mut Vec<
     }
     if plan.totals.moves != plan.moves.len() as u64 {
         bad.push(Violation::Totals { what: "moves", told: plan.totals.moves, found: plan.moves.len() as u64 });
+    }
+    let freed = plan.removals.iter().fold(0, |s: u64, r| s.saturating_add(r.bytes));
+    if plan.totals.removals != plan.removals.len() as u64 {
+        bad.push(Violation::Totals { what: "removals", told: plan.totals.removals, found: plan.removals.len() as u64 });
+    }
+    if plan.totals.freed_bytes != freed {
+        bad.push(Violation::Totals { what: "bytes freed", told: plan.totals.freed_bytes, found: freed });
     }
     let primaries: HashMap<PgId, Option<&DiskId>> = plan.target.iter().map(|r| (r.pg, r.disks.first())).collect();
     for (pg, to) in &plan.primary_changes {

@@ -14,23 +14,6 @@ const DOMAINS_TRIED_MAX: usize = 32;
 /// Searches for a chain that fail in a row before the rest are given up: each has seen all that can be reached.
 const FAILURES_MAX: usize = 64;
 
-/// Takes away replicas beyond the pool's count, from the disks that have the most to give.
-pub(super) fn trim(pool: &mut Layout<'_>, disks: &mut Disks) {
-    for pg in 0..pool.pg_count() {
-        while pool.rows[pg as usize].len() > pool.spec.replicas as usize {
-            // A replica that can't be read is the least loss.
-            let rank = |d: u32| {
-                (!disks.state[d as usize].is_live(), i64::from(pool.count(d)) - i64::from(pool.quota[d as usize]))
-            };
-            let Some(d) = pool.rows[pg as usize].iter().copied().max_by_key(|&d| (rank(d), std::cmp::Reverse(d)))
-            else {
-                break;
-            };
-            pool.remove(disks, pg, d);
-        }
-    }
-}
-
 /// Disks' shares of the bytes, by weight among those that take part.
 fn byte_share(disks: &Disks) -> f64 {
     let (mut load, mut weight) = (0.0, 0.0);

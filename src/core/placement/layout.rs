@@ -80,6 +80,8 @@ pub(super) struct Layout<'a> {
     pub share: Vec<f64>,
     /// Replicas on lost or forbidden places, before the plan.
     pub forbidden: u64,
+    /// Today's replicas beyond the pool's count: so many leave without a move.
+    pub free: u64,
     /// The pool's L.
     pub least_moves: u64,
     /// What space allows of this pool on each disk, in replicas; infinite where it doesn't bind.
@@ -305,6 +307,7 @@ fn empty_layout<'a>(input: &Input, disks: &Disks, spec: &'a PoolSpec) -> Layout<
         quota: vec![0; disks.len()],
         share: vec![0.0; disks.len()],
         forbidden: 0,
+        free: 0,
         least_moves: 0,
         room: vec![f64::INFINITY; disks.len()],
     }
@@ -315,7 +318,11 @@ fn keep_what_may_stay(pool: &mut Layout<'_>, disks: &mut Disks) {
     let mut crowded = Vec::new();
     for pg in 0..pool.pg_count() {
         let today = std::mem::take(&mut pool.today[pg as usize]);
-        pool.forbidden += pool.gone.get(&pg).map_or(0, |g| g.len() as u64);
+        let gone = pool.gone.get(&pg).map_or(0, Vec::len);
+        pool.forbidden += gone as u64;
+        if !today.is_empty() {
+            pool.free += (today.len() + gone).saturating_sub(pool.spec.replicas as usize) as u64;
+        }
         if !pool.fresh[pg as usize] && today.is_empty() {
             pool.dead.push(pg);
         }

@@ -34,6 +34,7 @@ mod rng;
 mod share;
 #[cfg(test)]
 mod tests;
+mod trim;
 mod whatif;
 
 pub use check::{Violation, check};
@@ -41,7 +42,7 @@ pub use eta::{CopyLeft, Eta, Rates, Span, eta, eta_of};
 pub use map::{ClusterMap, DiskName, MAP_BYTES_MAX, ReadMap, read_map, write_map};
 pub use model::*;
 pub use planner::{PoolBound, lower_bound, plan};
-pub use whatif::{ChangeMap, NamedMissing, NamedMove, NodeSpec, Question, WhatIf, answer, what_if};
+pub use whatif::{ChangeMap, NamedMissing, NamedMove, NamedRemoval, NodeSpec, Question, WhatIf, answer, what_if};
 
 /// A new pool's first placement: the plan of a pool that has no PG yet. It has a target and no moves.
 pub fn initial(input: &Input, pool: &PoolSpec) -> Vec<PgPlacement> {

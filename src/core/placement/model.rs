@@ -243,6 +243,19 @@ pub struct Move {
     pub reason: String,
 }
 
+/// A copy beyond its pool's count, which goes without a successor once the PG is clean.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Removal {
+    /// The PG.
+    pub pg: PgId,
+    /// The disk that gives the copy up.
+    pub disk: DiskId,
+    /// Bytes that come free there.
+    pub bytes: u64,
+    /// Why, in a few words.
+    pub reason: String,
+}
+
 /// Sums over a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Totals {
@@ -252,6 +265,12 @@ pub struct Totals {
     pub bytes: u64,
     /// No plan with this balance has fewer moves (the sum of the pools' L).
     pub lower_bound_moves: u64,
+    /// Copies given up without a successor.
+    #[serde(default)]
+    pub removals: u64,
+    /// Bytes that those leave free.
+    #[serde(default)]
+    pub freed_bytes: u64,
 }
 
 /// How even a placement is.
@@ -305,6 +324,9 @@ pub struct Plan {
     pub target: Vec<PgPlacement>,
     /// By urgency, then PG.
     pub moves: Vec<Move>,
+    /// Copies beyond their pool's count, by PG.
+    #[serde(default)]
+    pub removals: Vec<Removal>,
     /// PGs whose primary changes, and the disk it goes to; no data moves for it.
     pub primary_changes: Vec<(PgId, DiskId)>,
     /// Sums.

@@ -5,15 +5,16 @@ use std::collections::HashSet;
 use super::cancel::cancel;
 use super::check::check;
 use super::cohort::{COHORT_REASON, spread};
-use super::even::{even, trim};
+use super::even::even;
 use super::fill::fill;
 use super::layout::{Disks, Layout, NONE, build, index_disks};
 use super::missing::Missing;
 use super::model::{
-    Balance, DiskState, Evenness, Input, MissingCapacity, Move, MoveClass, PgPlacement, Plan, Rejected, Totals,
+    Balance, DiskState, Evenness, Input, MissingCapacity, Move, MoveClass, PgPlacement, Plan, Rejected, Removal, Totals,
 };
 use super::primary;
 use super::quota::set_quotas;
+use super::trim::trim;
 use crate::core::ids::{DiskId, PgId};
 
 /// Turns towards a target from which planning again moves nothing; the first is nearly always enough.
@@ -169,10 +170,13 @@ fn finish(pools: &[Layout<'_>], disks: &Disks, missing: Vec<MissingCapacity>, re
     }
     plan.target.sort_by_key(|r| r.pg);
     plan.moves.sort_by_key(|m| (m.class, m.pg, m.to));
+    plan.removals.sort_by_key(|r| (r.pg, r.disk));
     plan.totals = Totals {
         moves: plan.moves.len() as u64,
         bytes: plan.moves.iter().fold(0, |s: u64, m| s.saturating_add(m.bytes)),
         lower_bound_moves: pools.iter().map(|p| p.least_moves).sum(),
+        removals: plan.removals.len() as u64,
+        freed_bytes: plan.removals.iter().fold(0, |s: u64, r| s.saturating_add(r.bytes)),
     };
     plan.balance = Balance { before: evenness(pools, disks, false), after: evenness(pools, disks, true) };
     plan.rejected = rejected;
@@ -403,7 +407,9 @@ fn emit(pool: &Layout<'_>, disks: &Disks, plan: &mut Plan) {
             names = pool.gone.get(&pg).cloned().unwrap_or_default();
         }
         if !pool.fresh[pg as usize] && !dead.contains(&pg) {
+            let begun = plan.moves.len();
             moves_of(pool, disks, id, plan);
+            removals_of(pool, disks, id, begun, plan);
             let first = today.first().map(|&d| disks.ids[d as usize]);
             if let Some(&p) =
                 names.first().filter(|p| Some(**p) != first || pool.gone.get(&pg).is_some_and(|g| g.contains(p)))
@@ -465,6 +471,25 @@ fn moves_of(pool: &Layout<'_>, disks: &Disks, id: PgId, plan: &mut Plan) {
         } else {
             push(Some(name), to, MoveClass::Rebalance, format!("{name} is above its share"));
         }
+    }
+}
+
+/// What a PG that has all its copies no longer needs, beside what its moves (from `begun` on) take away.
+fn removals_of(pool: &Layout<'_>, disks: &Disks, id: PgId, begun: usize, plan: &mut Plan) {
+    let (row, today) = (&pool.rows[id.index as usize], &pool.today[id.index as usize]);
+    if !pool.is_whole(id.index) {
+        return;
+    }
+    let moved: Vec<DiskId> = plan.moves[begun..].iter().filter_map(|m| m.from).collect();
+    for &d in today.iter().filter(|d| !row.contains(d)) {
+        let disk = disks.ids[d as usize];
+        if moved.contains(&disk) {
+            continue;
+        }
+        let (wanted, have) = (pool.spec.replicas, today.len());
+        let why = if today.first() == Some(&d) { "; the balance needs that it is the primary's" } else { "" };
+        let reason = format!("the pool keeps {wanted} of {have} copies{why}");
+        plan.removals.push(Removal { pg: id, disk, bytes: pool.bytes[id.index as usize], reason });
     }
 }
 

@@ -196,7 +196,7 @@ fn share_and_quota(pool: &mut Layout<'_>, disks: &Disks, excess: &[f64], reject:
     pool.quota = quota;
     let count: Vec<u32> = (0..disks.len() as u32).map(|d| pool.count(d)).collect();
     let has_data = pool.fresh.iter().any(|f| !f);
-    pool.least_moves = if has_data { least_moves(&pool.share, &count, pool.forbidden) } else { 0 };
+    pool.least_moves = if has_data { least_moves(&pool.share, &count, pool.forbidden, pool.free) } else { 0 };
 }
 
 /// Shares and quotas for one reading of the disks' bounds; `partial` takes as much of the total as fits.

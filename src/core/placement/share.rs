@@ -182,14 +182,15 @@ pub(super) fn quotas(disks: &[Rounding], domains: usize, domain_max: u32, total:
     (rest == 0).then_some(quota)
 }
 
-/// The lower bound L: no way to bring `count` to within the shares takes fewer moves.
-pub(super) fn least_moves(shares: &[f64], count: &[u32], forbidden: u64) -> u64 {
+/// The lower bound L: no way to bring `count` to within the shares takes fewer moves. `forbidden` replicas must leave too;
+/// `free` ones, beyond the pool's count, leave without a move.
+pub(super) fn least_moves(shares: &[f64], count: &[u32], forbidden: u64, free: u64) -> u64 {
     let (mut lacking, mut surplus) = (0u64, forbidden);
     for (s, &c) in shares.iter().zip(count) {
         lacking += (s.floor() as u64).saturating_sub(u64::from(c));
         surplus += u64::from(c).saturating_sub(s.ceil() as u64);
     }
-    lacking.max(surplus)
+    lacking.max(surplus.saturating_sub(free))
 }
 
 #[cfg(test)]
@@ -239,8 +240,11 @@ mod tests {
 
     #[test]
     fn the_lower_bound_counts_the_larger_side() {
-        assert_eq!(least_moves(&[10.0, 10.0, 10.0], &[15, 15, 0], 0), 10);
-        assert_eq!(least_moves(&[10.5, 10.5], &[10, 11], 0), 0);
-        assert_eq!(least_moves(&[15.0, 15.0, 0.0], &[10, 10, 0], 10), 10);
+        assert_eq!(least_moves(&[10.0, 10.0, 10.0], &[15, 15, 0], 0, 0), 10);
+        assert_eq!(least_moves(&[10.5, 10.5], &[10, 11], 0, 0), 0);
+        assert_eq!(least_moves(&[15.0, 15.0, 0.0], &[10, 10, 0], 10, 0), 10);
+        // Three copies of ten PGs become two: ten go without a move.
+        assert_eq!(least_moves(&[7.0, 7.0, 6.0], &[10, 10, 10], 0, 10), 0);
+        assert_eq!(least_moves(&[5.0, 5.0, 5.0, 5.0], &[10, 10, 10, 0], 0, 10), 5);
     }
 }

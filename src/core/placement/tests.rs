@@ -293,6 +293,64 @@ fn bad_rows_are_told_and_left_out() {
     assert_eq!(p.target.len(), 8);
 }
 
+/// Copies that a plan gives up, and how many of them were a primary's.
+fn given_up(input: &Input, p: &Plan) -> (usize, usize) {
+    let leads = |r: &&Removal| input.current.iter().any(|row| row.pg == r.pg && row.disks.first() == Some(&r.disk));
+    (p.removals.len(), p.removals.iter().filter(leads).count())
+}
+
+#[test]
+fn fewer_copies_cost_no_move() {
+    for (nodes, per_node) in [(3, 1), (4, 3), (10, 2)] {
+        for mixed in [false, true] {
+            let mut t = topology(nodes, per_node);
+            t.disks.iter_mut().filter(|d| mixed && d.id.0 % 2 == 0).for_each(|d| d.capacity_bytes *= 2);
+            let mut input = placed(t, vec![pool(1, 3, 256, FailureDomain::Node)]);
+            for replicas in [2, 1] {
+                let before = input.pools[0].replicas;
+                input.pools[0].replicas = replicas;
+                let p = tight(&input);
+                let name = format!("{nodes} nodes of {per_node}, mixed {mixed}, {replicas} copies");
+                assert_eq!(p.moves, Vec::new(), "{name}");
+                assert_eq!(given_up(&input, &p), (256 * (before - replicas) as usize, 0), "{name}");
+                let freed: u64 = input.current.iter().map(|r| r.bytes).sum::<u64>() * u64::from(before - replicas);
+                assert_eq!(p.totals.freed_bytes, freed, "{name}");
+                let (bytes, target) = (input.current.clone(), p.target);
+                input.current = target;
+                input.current.iter_mut().zip(bytes).for_each(|(row, had)| row.bytes = had.bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_must_leave_goes_first_when_there_are_fewer() {
+    let mut input = placed(topology(4, 2), vec![pool(1, 3, 128, FailureDomain::Node)]);
+    let on_first = |d: &DiskId| d.0 < 100;
+    let held = input.current.iter().flat_map(|r| &r.disks).filter(|d| on_first(d)).count();
+    input.topology.disks.iter_mut().filter(|d| d.node == NodeId(1)).for_each(|d| d.state = DiskState::Draining);
+    input.pools[0].replicas = 2;
+    let p = sound(&input);
+    assert!(p.moves.iter().all(|m| m.class != MoveClass::Drain), "they go without a successor: {:?}", p.moves);
+    assert_eq!(p.removals.iter().filter(|r| on_first(&r.disk)).count(), held);
+    assert_eq!(p.removals.len(), 128);
+    // Still three: nothing is given up, what must leave moves.
+    input.pools[0].replicas = 3;
+    let p = sound(&input);
+    assert_eq!((p.removals.len(), p.moves.len()), (0, held));
+}
+
+#[test]
+fn fewer_copies_and_a_new_node_are_one_plan() {
+    let mut input = placed(topology(4, 1), vec![pool(1, 3, 120, FailureDomain::Node)]);
+    input.topology = topology(5, 1);
+    input.pools[0].replicas = 2;
+    let p = tight(&input);
+    // 90 each become 48: the new one's 48 are all that must be copied.
+    assert_eq!((p.moves.len(), p.totals.lower_bound_moves), (48, 48));
+    assert_eq!(given_up(&input, &p), (120, 0));
+}
+
 #[test]
 fn the_judge_sees_broken_plans() {
     let mut input = placed(topology(6, 2), vec![pool(1, 3, 64, FailureDomain::Node)]);
@@ -310,8 +368,21 @@ fn the_judge_sees_broken_plans() {
     has(broken(&|p| p.target[0].disks[1] = p.target[0].disks[0]), |v| matches!(v, Violation::SharedDomain { .. }));
     has(broken(&|p| p.target[0].disks[0] = DiskId(9999)), |v| matches!(v, Violation::ForbiddenDisk { .. }));
     has(broken(&|p| p.totals.bytes += 1), |v| matches!(v, Violation::Totals { .. }));
+    has(
+        broken(&|p| {
+            p.removals.push(Removal { pg: p.target[0].pg, disk: p.target[0].disks[2], bytes: 0, reason: String::new() })
+        }),
+        |v| matches!(v, Violation::RemovalsDontMatch { .. }),
+    );
+    has(broken(&|p| p.totals.freed_bytes += 1), |v| matches!(v, Violation::Totals { .. }));
     let stays = Plan { target: input.current.clone(), totals: Totals::default(), ..Plan::default() };
     has(check(&input, &stays).unwrap_err(), |v| matches!(v, Violation::OutOfBalance { .. }));
+    let mut fewer = input.clone();
+    fewer.pools[0].replicas = 2;
+    let mut kept = tight(&fewer);
+    let (last, totals) = (kept.removals.pop().unwrap(), kept.totals);
+    (kept.totals.removals, kept.totals.freed_bytes) = (totals.removals - 1, totals.freed_bytes - last.bytes);
+    assert_eq!(check(&fewer, &kept), Err(vec![Violation::RemovalsDontMatch { pg: last.pg }]));
     input.topology.disks.iter_mut().for_each(|d| d.capacity_bytes = 1 << 30);
     has(check(&input, &good).unwrap_err(), |v| matches!(v, Violation::Overfilled { .. }));
 }

@@ -349,6 +349,19 @@ pub struct NamedMove {
     pub class: MoveClass,
 }
 
+/// A copy given up without a successor, by names.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NamedRemoval {
+    /// The pool's name.
+    pub pool: String,
+    /// The PG's index in it.
+    pub pg: u32,
+    /// The disk that gives it up.
+    pub disk: DiskName,
+    /// Bytes that come free.
+    pub bytes: u64,
+}
+
 /// Space that lacks for a pool's copies in one place, by names.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct NamedMissing {
@@ -408,6 +421,9 @@ impl ClusterMap {
 pub struct WhatIf {
     /// Every move.
     pub moves: Vec<NamedMove>,
+    /// Copies beyond their pool's count.
+    #[serde(default)]
+    pub removals: Vec<NamedRemoval>,
     /// Sums.
     pub totals: Totals,
     /// Evenness.
@@ -430,16 +446,24 @@ pub struct WhatIf {
 pub fn what_if(map: &ClusterMap, plan: &Plan, eta: Eta) -> WhatIf {
     let pools: std::collections::HashMap<PoolId, &str> =
         map.input.pools.iter().map(|p| (p.id, p.name.as_str())).collect();
+    let pool_of = |id: PoolId| pools.get(&id).map_or_else(|| id.to_string(), |n| (*n).to_owned());
     let named = |m: &super::model::Move| NamedMove {
-        pool: pools.get(&m.pg.pool).map_or_else(|| m.pg.pool.to_string(), |n| (*n).to_owned()),
+        pool: pool_of(m.pg.pool),
         pg: m.pg.index,
         from: m.from.map(|d| map.disk(d)),
         to: map.disk(m.to),
         bytes: m.bytes,
         class: m.class,
     };
+    let removal = |r: &super::model::Removal| NamedRemoval {
+        pool: pool_of(r.pg.pool),
+        pg: r.pg.index,
+        disk: map.disk(r.disk),
+        bytes: r.bytes,
+    };
     WhatIf {
         moves: plan.moves.iter().map(named).collect(),
+        removals: plan.removals.iter().map(removal).collect(),
         totals: plan.totals,
         balance: plan.balance,
         missing_capacity_bytes: plan.missing_capacity_bytes,

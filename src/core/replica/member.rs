@@ -7,7 +7,13 @@ impl Replica {
     /// made stable; then it is accepted.
     pub(super) fn on_new_config(&mut self, from: DiskId, config: PgConfig) {
         let generation = config.generation;
-        let highest = self.accepting.as_ref().map_or(self.generation(), |a| a.config.generation.max(self.generation()));
+        let mut highest =
+            self.accepting.as_ref().map_or(self.generation(), |a| a.config.generation.max(self.generation()));
+        if self.generation() == Generation::default() {
+            // A disk that gave its copy up knows no more what it had accepted, and would pass for a fresh member (R1, R3): the
+            // map has gone on without it, and whoever leads by an older configuration is deposed.
+            highest = highest.max(self.left_at);
+        }
         if generation < highest {
             let mine = highest;
             return self.send(from, PeerMessage::Rejected { generation: mine, gap: false });

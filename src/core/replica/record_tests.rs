@@ -122,6 +122,18 @@ fn a_fresh_member_may_begin_under_a_later_configuration() {
     assert!(bed.sent(2).contains(&&PeerMessage::ConfigRefused { generation: generation(5) }));
 }
 
+/// What the simulator found: a disk had given its copy up, with the record of what it had accepted; a primary that had been cut
+/// off since before then took it for a fresh member of the configuration in which it once was one.
+#[test]
+fn a_disk_that_gave_its_copy_up_is_no_fresh_member() {
+    let mut bed = Bed::new(None);
+    bed.feed(Input::Config(config(6, &[2, 3])));
+    bed.peer(4, PeerMessage::NewConfig { config: config(3, &[4, 1]) });
+    bed.answer_disk();
+    assert!(bed.sent(4).contains(&&PeerMessage::Rejected { generation: generation(6), gap: false }));
+    assert!(!bed.replica.is_complete(), "it has accepted nothing");
+}
+
 #[test]
 fn ranges_that_touch_are_one() {
     let (a, b) = (chunk(1), chunk(2));

@@ -35,6 +35,9 @@ impl Engine {
                 self.feed(key, Input::Config(config.clone()));
             }
         }
+        for (node, session, address, message) in std::mem::take(&mut self.early) {
+            self.peer(node, session, address, message);
+        }
         self.wanted_stale = true;
         self.delete_volumes();
     }

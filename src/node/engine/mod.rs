@@ -42,6 +42,8 @@ const TICK: Duration = Duration::from_millis(5);
 const TURN_EVENTS: usize = 512;
 /// Disks that may speak before the map names them: a cluster's worth, so that no peer makes the table grow for ever.
 const SPEAKERS_MAX: usize = 65_536;
+/// Messages kept until there is a map: a few of each PG that a large node could be in.
+const EARLY_MAX: usize = 65_536;
 /// A member that has accepted a configuration says so in so many reports: one may be lost with its link, and a registration
 /// that was made before knows nothing of it.
 const ACCEPTED_TOLD: u32 = 3;
@@ -231,6 +233,8 @@ pub struct Engine {
     wanted_stale: bool,
     /// The coordinator doesn't know yet what is served here now.
     serving_changed: bool,
+    /// What peers said of PGs that no disk here knows, before there was a map.
+    early: Vec<(NodeId, Option<u64>, Address, PeerMessage)>,
     /// Members that have just accepted a configuration, and how often the coordinator is still told.
     accepted: BTreeMap<Key, u32>,
 }
@@ -267,6 +271,7 @@ impl Engine {
             watch: Watch::default(),
             wanted_stale: false,
             serving_changed: false,
+            early: Vec::new(),
             accepted: BTreeMap::new(),
         }
     }
@@ -437,8 +442,16 @@ impl Engine {
     /// Makes a replica for a PG that the disk knows nothing of; false: the disk isn't here.
     fn ensure(&mut self, key: Key) -> bool {
         let Some(disk) = self.parts.disks.get(&key.0) else { return false };
+        if self.replicas.contains_key(&key) {
+            return true;
+        }
         let me = Member { disk: key.0, boot: disk.boot() };
-        self.replicas.entry(key).or_insert_with(|| Replica::new(key.1, me, None));
+        self.replicas.insert(key, Replica::new(key.1, me, None));
+        // The disk may have had a copy and given it up: the map says up to where (R3).
+        let without = self.map.pgs.get(&key.1).filter(|c| !c.members.iter().any(|m| m.disk == key.0)).cloned();
+        if let Some(config) = without {
+            self.feed(key, Input::Config(config));
+        }
         true
     }
 
@@ -525,6 +538,13 @@ impl Engine {
             _ => {}
         }
         let key = (address.to, address.pg);
+        if self.map.version == 0 && !self.replicas.contains_key(&key) {
+            // Without a map nobody knows whether the disk had a copy before: see `ensure`. Links begin by saying it again.
+            if self.early.len() < EARLY_MAX {
+                self.early.push((node, session, address, message));
+            }
+            return;
+        }
         self.ensure(key);
         self.foreground_begins(key, &message);
         self.feed(key, Input::Peer { from: address.from, message });

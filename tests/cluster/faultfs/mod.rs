@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption};
 
@@ -29,6 +30,8 @@ struct Faults {
     fsyncs: Fault,
     writes: Fault,
     short_writes: Fault,
+    /// What writes may take in a second, in bytes; 0: what they can.
+    write_bytes_per_sec: AtomicU64,
     /// Calls of fsync or fdatasync that were carried out.
     synced: AtomicU64,
 }
@@ -38,6 +41,16 @@ struct Faults {
 struct Fault {
     to_come: AtomicU64,
     fired: AtomicU64,
+}
+
+impl Faults {
+    /// Waits as long as a slow device would for these bytes.
+    fn take_time(&self, bytes: usize) {
+        let rate = self.write_bytes_per_sec.load(Ordering::SeqCst);
+        if rate > 0 {
+            std::thread::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64));
+        }
+    }
 }
 
 impl Fault {
@@ -101,6 +114,11 @@ impl FaultFs {
 
     pub fn shortened_writes(&self) -> u64 {
         self.shared.faults.short_writes.fired()
+    }
+
+    /// From now on writes take as long as on a device of this speed; 0: as long as they take.
+    pub fn slow_writes(&self, bytes_per_sec: u64) {
+        self.shared.faults.write_bytes_per_sec.store(bytes_per_sec, Ordering::SeqCst);
     }
 
     /// Fsyncs that were carried out.

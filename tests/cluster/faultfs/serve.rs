@@ -296,6 +296,7 @@ impl Filesystem for Server {
             return reply.error(Errno::EIO);
         }
         let data = if data.len() > 1 && faults.short_writes.hits() { &data[..data.len() / 2] } else { data };
+        faults.take_time(data.len());
         let mut table = self.shared.table();
         let done = table.pages(ino).and_then(|pages| {
             if flags.0 & DSYNC != 0 { pages.write_stable(offset, data) } else { pages.write(offset, data) }
