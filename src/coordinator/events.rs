@@ -35,6 +35,8 @@ pub const KINDS: &[&str] = &[
     "pool-set",
     "resync-deadline",
     "resync-set",
+    "resync-target-met",
+    "resync-target-missed",
     "resync-window",
     "token-created",
     "volume-attached",

@@ -335,6 +335,7 @@ impl Owner {
         self.progress.sample(self.manager.now, &left, job, forecast, map.settings.resync.cap_bytes_per_sec);
         self.note_written();
         self.steer_resync();
+        self.tell_of_targets();
     }
 
     /// Everything of this turn becomes durable.

@@ -23,6 +23,7 @@ use crate::core::manager::plan::JobMove;
 use crate::core::manager::runtime::Life;
 use crate::core::throttle::CLASSES;
 use crate::core::throttle::deadline::{self, Outlook, Verdict};
+use crate::core::throttle::missed::{Missed, News, Seen, TOLD_AFTER};
 use crate::core::throttle::schedule::show_time;
 use crate::core::throttle::settings::{Origin, Origins, ScopeOrigins, effective};
 use crate::core::units::{HumanBytes, Instant};
@@ -45,6 +46,8 @@ pub(super) struct Steering {
     written: VecDeque<(Instant, [u64; CLASSES])>,
     /// Why settings could not be changed, so that it is logged once.
     refused: String,
+    /// Disks whose guests are over their target.
+    missed: Missed,
 }
 
 impl Owner {
@@ -238,6 +241,37 @@ impl Owner {
         self.steering.written.push_back((self.manager.now, now));
         while self.steering.written.len() > LOOKS {
             self.steering.written.pop_front();
+        }
+    }
+
+    /// Tells, once a second, where guests have gone over their target for a while beside copies.
+    pub(super) fn tell_of_targets(&mut self) {
+        let used: BTreeSet<DiskId> = self.sessions().iter().flat_map(|s| [s.from, s.to]).collect();
+        let disks = self.live_figures().flat_map(|f| &f.last.1.disks).filter(|d| used.contains(&DiskId(d.disk)));
+        let seen = disks.filter(|d| d.foreground_p99_us > 0 && d.target_p99_us > 0);
+        let seen =
+            seen.map(|d| (DiskId(d.disk), Seen { p99_us: d.foreground_p99_us, target_us: d.target_p99_us })).collect();
+        for news in self.steering.missed.look(&seen) {
+            let node = |disk: DiskId| {
+                self.manager.state.map().disks.get(&disk).map_or_else(String::new, |d| self.node_name(d.node))
+            };
+            let ms = |us: u64| us as f64 / 1000.0;
+            match news {
+                News::Missed(disk, seen) => {
+                    let text = format!(
+                        "Guests of disk {disk} of {} have a p99 of {:.1} ms, over the target of {:.1} ms, for {TOLD_AFTER} s: copies \
+                         there are slowed down to their floor (`evenkeel resync status` says how far).",
+                        node(disk),
+                        ms(seen.p99_us),
+                        ms(seen.target_us)
+                    );
+                    self.tell("resync-target-missed", "coordinator", text);
+                }
+                News::Met(disk) => {
+                    let text = format!("Guests of disk {disk} of {} are within their target again.", node(disk));
+                    self.tell("resync-target-met", "coordinator", text);
+                }
+            }
         }
     }
 

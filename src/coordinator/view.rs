@@ -285,12 +285,18 @@ impl Owner {
         for s in self.live_figures().flat_map(|f| &f.last.1.sessions) {
             reported.insert((PgId::from_u64(s.pg), DiskId(s.learner)), s);
         }
+        // A source doesn't know what its target waits for.
+        let disks = self.live_figures().flat_map(|f| &f.last.1.disks).filter(|d| !d.target_limited_by.is_empty());
+        let at_target: BTreeMap<DiskId, &str> = disks.map(|d| (DiskId(d.disk), d.target_limited_by.as_str())).collect();
+        let nothing = LimitedBy::Nothing.name();
         let mut out = Vec::new();
         for config in learning.iter().filter_map(|pg| map.pgs.get(pg)) {
             for learner in &config.learners {
                 let disk = learner.replica.disk;
                 let s = reported.get(&(config.pg, disk));
                 let bytes = self.manager.pg_bytes.get(&config.pg).copied().unwrap_or(0);
+                let at_source = s.map(|s| s.limited_by.as_str()).filter(|by| *by != nothing);
+                let limited_by = at_source.or_else(|| at_target.get(&disk).copied()).unwrap_or(nothing);
                 out.push(SessionInfo {
                     pg: config.pg.to_string(),
                     from: config.primary().unwrap_or_default().disk,
@@ -299,7 +305,7 @@ impl Owner {
                     bytes_total: s.map_or(bytes, |s| s.bytes_total),
                     bytes_done: s.map_or(0, |s| s.bytes_done.min(s.bytes_total)),
                     bytes_sent: s.map_or(0, |s| s.bytes_sent),
-                    limited_by: s.map_or_else(|| "nothing".to_owned(), |s| s.limited_by.chars().take(64).collect()),
+                    limited_by: limited_by.chars().take(64).collect(),
                     stalled: s.and_then(|s| self.stall_info(s)),
                 });
             }

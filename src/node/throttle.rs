@@ -481,6 +481,12 @@ impl Throttle {
         self.with(disk, |disk| disk.control.lock().rate)
     }
 
+    /// What holds back writes for copies to this disk now; none if nothing had to wait since the last tick.
+    pub fn target_limited_by(&self, disk: DiskId) -> Option<&'static str> {
+        let waits = self.with(disk, |disk| disk.control.lock().usages.1.refused.iter().position(|refused| *refused))?;
+        Some(self.limited_by(disk, ResyncClass::ALL[waits])).filter(|name| *name != LimitedBy::Nothing.name())
+    }
+
     /// What bounds a class of resync on this disk now.
     pub fn limited_by(&self, disk: DiskId, class: ResyncClass) -> &'static str {
         let own = self.policy.lock().of(disk).classes[class_index(class)];

@@ -556,6 +556,9 @@ pub struct DiskStats {
     /// What the throttle aims at; 0: not known yet.
     #[prost(uint64, tag = "8")]
     pub target_p99_us: u64,
+    /// What holds back writes for copies to it; empty: nothing.
+    #[prost(string, tag = "9")]
+    pub target_limited_by: String,
 }
 
 /// A resync session's progress, as its primary sees it.

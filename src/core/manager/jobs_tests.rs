@@ -307,7 +307,7 @@ impl Manager {
     fn pause_resync_for_test(&mut self, paused: bool) {
         let mut settings = self.state.map().settings.clone();
         settings.resync.paused = paused;
-        self.apply("test", Command::SetSettings { settings }).unwrap();
+        self.apply("test", Command::SetSettings { settings: Box::new(settings) }).unwrap();
     }
 }
 

@@ -47,6 +47,7 @@ mod class;
 pub mod deadline;
 mod histogram;
 mod latencies;
+pub mod missed;
 pub mod schedule;
 pub mod settings;
 

@@ -85,6 +85,7 @@ impl Engine {
                 hung_ms: self.watch.hung(*id).map_or(0, |d| d.as_millis() as u64),
                 foreground_p99_us: decision.p99_us.unwrap_or(0),
                 target_p99_us: decision.target_p99_us.unwrap_or(0),
+                target_limited_by: self.parts.throttle.target_limited_by(*id).unwrap_or_default().to_owned(),
             });
         }
         c.fsyncs.store(fsyncs, Ordering::Relaxed);
