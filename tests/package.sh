@@ -21,7 +21,7 @@ set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive
 say() { echo "step: $*"; }
 # As the units run them: the service's user, no way to more rights.
-as_service() { setpriv --reuid evenkeel --regid evenkeel --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all "$@"; }
+as_service=(setpriv --reuid evenkeel --regid evenkeel --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all)
 until_ok() { for _ in $(seq 600); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; echo "in vain: $*"; cat /debs/*.log; exit 1; }
 
 say install
@@ -38,23 +38,20 @@ promtool check config --syntax-only /usr/share/evenkeel/prometheus/config/promet
 
 say 'start as the service user, under the shipped configurations'
 # What the units' StateDirectory, RuntimeDirectory and the operator make.
-install -d -o evenkeel -g evenkeel -m 0750 /var/lib/evenkeel /run/evenkeel /srv/evenkeel/disk1 /srv/evenkeel/disk2
+install -d -o evenkeel -g evenkeel -m 0750 /var/lib/evenkeel /run/evenkeel /srv/evenkeel/disk1
 # A disk of 4 TiB is more than this host has.
 sed -i 's/^size = .*/size = "4GiB"/' /etc/evenkeel/node.toml
-sed -n '/^path = /p' /etc/evenkeel/node.toml
-as_service evenkeel init --dir /var/lib/evenkeel/coordinator
-as_service evenkeel coordinator run --config /etc/evenkeel/coordinator.toml >/debs/coordinator.log 2>&1 & coordinator=$!
+"${as_service[@]}" evenkeel init --dir /var/lib/evenkeel/coordinator
+"${as_service[@]}" evenkeel coordinator run --config /etc/evenkeel/coordinator.toml >/debs/coordinator.log 2>&1 & coordinator=$!
 export EVENKEEL_API=http://127.0.0.1:7400 EVENKEEL_TOKEN_FILE=/var/lib/evenkeel/coordinator/api.token
 until_ok evenkeel status
 install -o root -g evenkeel -m 0640 /dev/null /etc/evenkeel/join.token
 evenkeel token create --role node > /etc/evenkeel/join.token
 install -o root -g evenkeel -m 0640 "$EVENKEEL_TOKEN_FILE" /etc/evenkeel/token
-for disk in $(sed -n 's/^path = "\(.*\)"/\1/p' /etc/evenkeel/node.toml); do install -d -o evenkeel -g evenkeel -m 0750 "$disk"; done
-start_node() { as_service evenkeel node run --config /etc/evenkeel/node.toml >>/debs/node.log 2>&1 & node=$!; }
-start_gateway() { as_service evenkeel gateway --config /etc/evenkeel/gateway/vm1.toml >>/debs/gateway.log 2>&1 & gateway=$!; }
+start_node() { "${as_service[@]}" evenkeel node run --config /etc/evenkeel/node.toml >>/debs/node.log 2>&1 & node=$!; }
+start_gateway() { "${as_service[@]}" evenkeel gateway --config /etc/evenkeel/gateway/vm1.toml >>/debs/gateway.log 2>&1 & gateway=$!; }
 start_node
-until_ok sh -c 'evenkeel node list | grep -q n1'
-evenkeel pool create default --replicas 1 --min-replicas 1
+until_ok evenkeel pool create default --replicas 1 --min-replicas 1 --if-not-exists
 evenkeel wait ready
 evenkeel volume create vm1 --size 64MiB
 start_gateway
@@ -70,7 +67,7 @@ grep -x '# changed here' /etc/evenkeel/node.toml
 kill -0 $coordinator $node $gateway
 io -c 'read -P 7 0 8M' | tee /debs/read; ! grep -q failed /debs/read
 kill $gateway; wait $gateway; kill $node; wait $node; kill $coordinator; wait $coordinator
-as_service evenkeel coordinator run --config /etc/evenkeel/coordinator.toml >/debs/coordinator.log 2>&1 & coordinator=$!
+"${as_service[@]}" evenkeel coordinator run --config /etc/evenkeel/coordinator.toml >/debs/coordinator.log 2>&1 & coordinator=$!
 rm /etc/evenkeel/join.token
 start_node
 until_ok evenkeel wait ready --timeout 5
