@@ -665,7 +665,7 @@ pub struct JoinRequest {
 /// A gateway or CLI trades its bearer token for a short-lived certificate.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CertificateRequest {
-    /// `gateway` or `operator`.
+    /// `gateway`, `operator` or `viewer`.
     pub role: String,
     /// Name in the certificate.
     pub name: String,

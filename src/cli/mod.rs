@@ -9,6 +9,7 @@
 //! Non-goals: deciding anything about the cluster. The coordinator decides; this shows and asks.
 
 mod args;
+mod certificate;
 mod client;
 mod cluster;
 mod config;
@@ -100,8 +101,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Meta(MetaCommand::Export) => done(plan::export(&session)),
         Command::Resync(command) => done(resync::resync(&session, command)),
         Command::Token(TokenCommand::Create { role, ttl }) => done(token_create(&session, role, ttl)),
+        Command::Certificate(args) => done(certificate::certificate(&session, &args)),
         Command::Metrics(args) => done(metrics(&session, &args)),
         Command::Completions { shell } => done(completions(shell)),
+        Command::Man { dir } => done(man(&dir)),
         Command::Hash { files } => done(hash::hash_files(&session, &files)),
     }
 }
@@ -219,6 +222,12 @@ fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
     out::line(String::from_utf8(script)?)
 }
 
+fn man(dir: &std::path::Path) -> anyhow::Result<()> {
+    let failed = || format!("writing the manual pages into {}", dir.display());
+    std::fs::create_dir_all(dir).with_context(failed)?;
+    clap_mangen::generate_to(Cli::command(), dir).with_context(failed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,6 +248,16 @@ mod tests {
     fn danger_needs_a_yes() {
         assert!(need_yes(true, "all is lost").is_ok());
         assert!(need_yes(false, "all is lost").unwrap_err().to_string().contains("--yes"));
+    }
+
+    #[test]
+    fn every_command_has_a_manual_page() {
+        let dir = tempfile::tempdir().unwrap();
+        man(dir.path()).unwrap();
+        for page in ["evenkeel.1", "evenkeel-status.1", "evenkeel-node-run.1", "evenkeel-certificate.1"] {
+            let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
+            assert!(text.contains(".SH SYNOPSIS"), "{page}: {text}");
+        }
     }
 
     #[test]

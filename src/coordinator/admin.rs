@@ -22,7 +22,7 @@ use crate::core::placement as place;
 use crate::meta::envelope;
 use crate::meta::records::{JsonRecord, kind};
 use crate::net::ca::CaError;
-use crate::net::identity::{Role, RoleKind, cert_pem};
+use crate::net::identity::{Role, RoleKind, cert_pem, is_gateway_name};
 use crate::net::token::{JoinToken, TokenRecord};
 
 /// Stands for whoever asks through the API: see `Owner::asker`.
@@ -477,7 +477,12 @@ impl Owner {
         };
         let role = role_of(kind, &request.name);
         let pem = self.issue(&request.csr_pem, &role)?;
-        self.tell("certificate", OPERATOR, format!("{role} got a short-lived certificate."));
+        // A gateway's name is in its role; the others' are told for the record alone.
+        let name = match kind {
+            RoleKind::Operator | RoleKind::Viewer if is_gateway_name(&request.name) => format!(" {}", request.name),
+            _ => String::new(),
+        };
+        self.tell("certificate", OPERATOR, format!("{role}{name} got a short-lived certificate."));
         json(&self.join_reply(None, pem))
     }
 

@@ -164,10 +164,11 @@ impl ClusterCa {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = match role.kind() {
-            RoleKind::Coordinator | RoleKind::Node => {
+            // A gateway serves its /metrics; who dials a coordinator or a node asks for that role besides.
+            RoleKind::Coordinator | RoleKind::Node | RoleKind::Gateway => {
                 vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
             }
-            RoleKind::Gateway | RoleKind::Operator | RoleKind::Viewer => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            RoleKind::Operator | RoleKind::Viewer => vec![ExtendedKeyUsagePurpose::ClientAuth],
         };
         Ok(params.signed_by(&request.public_key, &self.issuer)?.pem())
     }

@@ -238,6 +238,42 @@ pub enum IdentityError {
     Key(#[from] rcgen::Error),
 }
 
+/// Where an identity's parts are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityFiles {
+    /// Certificate.
+    pub cert: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+    /// The cluster CA's certificate.
+    pub ca: PathBuf,
+}
+
+impl IdentityFiles {
+    /// As a daemon keeps them in its directory.
+    pub fn of_daemon(dir: &Path) -> IdentityFiles {
+        IdentityFiles { cert: dir.join(CERT_FILE), key: dir.join(KEY_FILE), ca: dir.join(CA_CERT_FILE) }
+    }
+
+    /// Under the names that other programs' configurations speak of.
+    pub fn of_client(dir: &Path) -> IdentityFiles {
+        IdentityFiles { cert: dir.join("cert.pem"), key: dir.join("key.pem"), ca: dir.join("ca.pem") }
+    }
+
+    /// Whose certificate there is; none: no certificate.
+    ///
+    /// # Errors
+    /// It can't be read, or is not one of a cluster's.
+    pub fn holder(&self) -> Result<Option<PeerIdentity>, IdentityError> {
+        let pem = match read_pem_file(&self.cert) {
+            Err(IdentityError::Missing { .. }) => return Ok(None),
+            other => other?,
+        };
+        let what = self.cert.display().to_string();
+        holder_of(&parse_cert_pem(&what, &pem)?).map(Some).map_err(|e| damaged(&what, &e.to_string()))
+    }
+}
+
 /// A process's certificate, key and cluster CA.
 pub struct Identity {
     holder: PeerIdentity,
@@ -260,13 +296,25 @@ impl Identity {
     /// # Errors
     /// A file is missing, unreadable or damaged; the identity is another cluster's, or has expired.
     pub fn load(dir: &Path, cluster: Option<ClusterId>, now_unix_seconds: u64) -> Result<Identity, IdentityError> {
-        let cert_pem = read_pem_file(&dir.join(CERT_FILE))?;
-        let key_pem = read_pem_file(&dir.join(KEY_FILE))?;
-        let ca_pem = read_pem_file(&dir.join(CA_CERT_FILE))?;
+        Identity::load_from(&IdentityFiles::of_daemon(dir), cluster, now_unix_seconds)
+    }
+
+    /// Loads the identity in these files.
+    ///
+    /// # Errors
+    /// As [`Identity::load`].
+    pub fn load_from(
+        files: &IdentityFiles,
+        cluster: Option<ClusterId>,
+        now_unix_seconds: u64,
+    ) -> Result<Identity, IdentityError> {
+        let cert_pem = read_pem_file(&files.cert)?;
+        let key_pem = read_pem_file(&files.key)?;
+        let ca_pem = read_pem_file(&files.ca)?;
         let key = KeyPair::from_pkcs8_pem_and_sign_algo(&key_pem, &PKCS_ECDSA_P256_SHA256)
-            .map_err(|e| damaged(&dir.join(KEY_FILE).display().to_string(), &e.to_string()))?;
-        let cert = parse_cert_pem(&dir.join(CERT_FILE).display().to_string(), &cert_pem)?;
-        let ca = parse_cert_pem(&dir.join(CA_CERT_FILE).display().to_string(), &ca_pem)?;
+            .map_err(|e| damaged(&files.key.display().to_string(), &e.to_string()))?;
+        let cert = parse_cert_pem(&files.cert.display().to_string(), &cert_pem)?;
+        let ca = parse_cert_pem(&files.ca.display().to_string(), &ca_pem)?;
         let identity = Identity::assemble(cert, ca, key)?;
         if let Some(expected) = cluster.filter(|c| *c != identity.holder.cluster) {
             return Err(IdentityError::OtherCluster { found: identity.holder.cluster, expected });
@@ -284,9 +332,21 @@ impl Identity {
     /// A file can't be written.
     pub fn save(&self, dir: &Path) -> Result<(), IdentityError> {
         make_private_dir(dir)?;
-        write_private_file(&dir.join(KEY_FILE), &self.key.serialize_pem())?;
-        write_private_file(&dir.join(CA_CERT_FILE), &cert_pem(&self.ca))?;
-        write_private_file(&dir.join(CERT_FILE), &cert_pem(&self.cert))
+        let files = IdentityFiles::of_daemon(dir);
+        write_private_file(&files.key, &self.key.serialize_pem())?;
+        write_private_file(&files.ca, &cert_pem(&self.ca))?;
+        write_private_file(&files.cert, &cert_pem(&self.cert))
+    }
+
+    /// Writes the identity into a client's files. The certificate comes first: it tells who the rest belongs to, should the
+    /// writing be cut short, and it can be had again at any time.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub fn save_for_client(&self, files: &IdentityFiles) -> Result<(), IdentityError> {
+        write_private_file(&files.cert, &cert_pem(&self.cert))?;
+        write_private_file(&files.ca, &cert_pem(&self.ca))?;
+        write_private_file(&files.key, &self.key.serialize_pem())
     }
 
     /// Who this is.

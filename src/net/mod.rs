@@ -20,4 +20,4 @@ pub mod token;
 pub mod tuning;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

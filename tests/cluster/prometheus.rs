@@ -55,6 +55,14 @@ impl Prometheus {
         let text = replaced(&text, "http://127.0.0.1:7400", api.trim_end_matches('/'));
         let text = replaced(&text, "interval: 15s", "interval: 1s");
         let text = replaced(&text, "interval: 30s", "interval: 1s");
+        let certificate = dev.path("prometheus-certificate").display().to_string();
+        dev.cli(&["certificate", "--name", "prometheus", "--out", &certificate]);
+        let text = replaced(&text, "/var/lib/evenkeel-certificate/prometheus", &certificate);
+        let text = replaced(
+            &text,
+            "CLUSTER.evenkeel",
+            &format!("{}.evenkeel", dev.status()["cluster"].as_str().expect("an id")),
+        );
         let rules = shipped("deploy/prometheus");
         let text = replaced(&text, "- ../", &format!("- {}/", rules.display()));
         let config = dev.path("prometheus.yml");

@@ -1,6 +1,8 @@
 //! Beyond loopback a node's and a gateway's pages are for those whose certificate says that they may read.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use evenkeel::api::types::JoinReply;
 use evenkeel::net::identity::PendingIdentity;
@@ -46,10 +48,12 @@ pub fn beyond_loopback_only_known_readers_read() {
     gateway.wait_serving();
     let mut node = other_node(&dev);
 
-    let [operator, viewer, stranger] = ["operator", "viewer", "gateway"].map(|role| certificate(&dev, role));
+    let stranger = certificate(&dev, "gateway");
+    let [operator, viewer] = ["operator", "viewer"].map(|role| certificate_files(&dev, role));
     let with = |folder: &Path| {
         let file = |name: &str| folder.join(name).display().to_string();
-        vec!["--cert".to_owned(), file("identity.crt"), "--key".to_owned(), file("identity.key")]
+        let [cert, key] = if folder == stranger { ["identity.crt", "identity.key"] } else { ["cert.pem", "key.pem"] };
+        vec!["--cert".to_owned(), file(cert), "--key".to_owned(), file(key)]
     };
     let urls = ["7411/", "7411/metrics", "7411/debug/pg/1.0", "7411/console/stream", "7420/metrics"];
     for url in urls.map(|rest| format!("https://{ADDRESS}:{rest}")) {
@@ -69,11 +73,50 @@ pub fn beyond_loopback_only_known_readers_read() {
             assert!(status == "200" && !body.is_empty(), "{who} at {url}: {status} {body}");
         }
     }
+    for port in [7411, 7420] {
+        a_scraper_that_trusts_only_the_ca_reads(&dev, &viewer, port);
+    }
     let (status, body) = curl(&dev, &format!("http://{ADDRESS}:7411/metrics"), &[]);
     assert!(status == "400" && body.contains("https://"), "{status} {body}");
     node.stop();
     drop(gateway);
     dev.finish();
+}
+
+/// `evenkeel certificate`, twice: the second keeps what the first made.
+fn certificate_files(dev: &Dev, role: &str) -> PathBuf {
+    let folder = dev.path(&format!("certificate-{role}"));
+    let out = folder.display().to_string();
+    let ask =
+        |role: &str| dev.try_cli(&["certificate", "--role", role, "--name", "reader", "--out", &out, "-o", "json"]);
+    let [first, second] = [ask(role), ask(role)].map(|ended| {
+        assert!(ended.status.success(), "{}", ended.text());
+        serde_json::from_str::<serde_json::Value>(&ended.stdout).expect("JSON")
+    });
+    assert_eq!([&first["renewed"], &second["renewed"]], [true, false], "{first} {second}");
+    assert_eq!(first["expires_unix_seconds"], second["expires_unix_seconds"]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let end = first["expires_unix_seconds"].as_u64().expect("a time");
+    assert!(end > now && end <= now + 86_400, "it lasts until {end}, now it is {now}");
+    let mode = std::fs::metadata(folder.join("key.pem")).expect("a key").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let other = ask(if role == "viewer" { "operator" } else { "viewer" });
+    assert!(!other.status.success() && other.stderr.contains("choose another directory"), "{}", other.text());
+    let events = dev.cli(&["events"]);
+    assert!(events.contains(&format!("{role} reader got a short-lived certificate")), "{events}");
+    folder
+}
+
+/// As Prometheus does it: the certificate, the cluster's CA, and the name that all daemons have.
+fn a_scraper_that_trusts_only_the_ca_reads(dev: &Dev, folder: &Path, port: u16) {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let name = format!("{}.evenkeel", dev.status()["cluster"].as_str().expect("an id"));
+    let url = format!("https://{name}:{port}/metrics");
+    let mut command = dev.network().command(Path::new("curl"));
+    command.args(["-sS", "--fail", "--max-time", "20", "--connect-to", &format!("::{ADDRESS}:{port}"), &url]);
+    command.args(["--cacert", &file("ca.pem"), "--cert", &file("cert.pem"), "--key", &file("key.pem")]);
+    let metrics = run_ok(&mut command);
+    assert!(metrics.contains("evenkeel_build_info"), "{metrics}");
 }
 
 /// A fourth node whose admin address others could reach.

@@ -146,6 +146,11 @@ pub enum Command {
     /// Join tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// A certificate for a program that reads beyond loopback, as Prometheus: cert.pem, key.pem and ca.pem
+    ///
+    /// It lasts a day. Run again, it is kept while more than half of its time is left, and renewed after; a timer does that.
+    #[command(after_help = CERTIFICATE_EXAMPLES)]
+    Certificate(CertificateArgs),
     /// All metrics: name, type, unit, labels, meaning; or the values of one daemon in Prometheus text
     #[command(
         after_help = "Examples:\n  evenkeel metrics\n  evenkeel metrics --coordinator\n  evenkeel metrics --node n1"
@@ -156,6 +161,13 @@ pub enum Command {
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
+    },
+    /// Manual pages, one for each command
+    #[command(after_help = "Example:\n  evenkeel man /usr/local/share/man/man1")]
+    Man {
+        /// Where to write them
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
     },
     /// The volume hash of a raw image: what `evenkeel volume hash` gives for the same content
     #[command(after_help = "Example:\n  evenkeel hash disk.raw")]
@@ -379,6 +391,26 @@ pub enum TokenCommand {
     },
 }
 
+const CERTIFICATE_EXAMPLES: &str = "\
+Examples:
+  evenkeel certificate --name prometheus --out /etc/prometheus/evenkeel
+  curl --cert D/cert.pem --key D/key.pem --cacert D/ca.pem \\
+      --connect-to ::10.0.0.11:7411 https://CLUSTER.evenkeel/metrics     it says CLUSTER's name";
+
+/// `certificate`.
+#[derive(Clone, Debug, Args)]
+pub struct CertificateArgs {
+    /// What its holder may do: read, or change things too
+    #[arg(long, default_value = "viewer", value_parser = ["viewer", "operator"])]
+    pub role: String,
+    /// Who it is for; the event that tells of it says so
+    #[arg(long, value_parser = parse_holder_name)]
+    pub name: String,
+    /// Where to put the files; made if it is missing
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
 /// `metrics`.
 #[derive(Clone, Debug, Args)]
 pub struct MetricsArgs {
@@ -395,6 +427,11 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
     const YEAR: f64 = 365.0 * 86_400.0;
     let seconds: f64 = text.parse().map_err(|_| "write seconds, as in 30 or 0.5".to_owned())?;
     if (0.0..=YEAR).contains(&seconds) { Ok(seconds) } else { Err("seconds lie between 0 and one year".to_owned()) }
+}
+
+fn parse_holder_name(text: &str) -> Result<String, String> {
+    let is_name = crate::net::identity::is_gateway_name(text);
+    is_name.then(|| text.to_owned()).ok_or_else(|| "a name has 1 to 63 letters, digits, '.', '_' or '-'".to_owned())
 }
 
 fn parse_failure_domain(text: &str) -> Result<FailureDomain, String> {
@@ -479,6 +516,8 @@ mod tests {
             "evenkeel token create",
             "evenkeel hash a b",
             "evenkeel completions bash",
+            "evenkeel certificate --role viewer --name prometheus --out D",
+            "evenkeel man D",
         ] {
             if let Err(e) = parse(line) {
                 panic!("{line}: {e}");
@@ -518,6 +557,9 @@ mod tests {
             "evenkeel resync cancel",
             "evenkeel resync pause --job all",
             "evenkeel hash",
+            "evenkeel certificate --name prometheus",
+            "evenkeel certificate --name a/b --out D",
+            "evenkeel certificate --role node --name n1 --out D",
             "evenkeel plan --foreground-share 1.5",
             "evenkeel simulate --map m.json --at 0s",
             "evenkeel simulate --map m.json --until later",
