@@ -50,7 +50,7 @@ pub fn units_are_sound() {
 pub fn daemons_live_within_their_units() {
     let allowed = allowed_calls();
     assert!(allowed.len() > 200 && allowed.contains("setpriority"), "{allowed:?}");
-    let mut dev = Dev::start();
+    let dev = Dev::start();
     dev.create_volume("v", "64MiB");
     let log = dev.path("calls");
     let (dir, disk) = (dev.path("n9"), format!("{},size=1GiB", dev.path("n9-disk").display()));
