@@ -12,14 +12,17 @@ mod serve;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption};
 
 use crate::tools::{run, run_ok};
 use serve::Server;
+
+/// Calls served at once where slow ones must not hold up others: more than a node writes at once.
+const PARALLEL: usize = 16;
 
 /// For a fault that stays.
 pub const ALWAYS: u64 = u64::MAX;
@@ -32,6 +35,8 @@ struct Faults {
     short_writes: Fault,
     /// What writes may take in a second, in bytes; 0: what they can.
     write_bytes_per_sec: AtomicU64,
+    /// Held by the one write that a slow device works at.
+    writing: Mutex<()>,
     /// Calls of fsync or fdatasync that were carried out.
     synced: AtomicU64,
 }
@@ -48,6 +53,7 @@ impl Faults {
     fn take_time(&self, bytes: usize) {
         let rate = self.write_bytes_per_sec.load(Ordering::SeqCst);
         if rate > 0 {
+            let _one_at_a_time = self.writing.lock().expect("no writer panicked");
             std::thread::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64));
         }
     }
@@ -81,9 +87,19 @@ pub struct FaultFs {
 impl FaultFs {
     /// Mounts it at `at`, over what `below` holds.
     pub fn mount(below: &Path, at: &Path) -> FaultFs {
+        FaultFs::mount_with(below, at, 1)
+    }
+
+    /// The same; a write that takes long holds up other writes alone.
+    pub fn mount_parallel(below: &Path, at: &Path) -> FaultFs {
+        FaultFs::mount_with(below, at, PARALLEL)
+    }
+
+    fn mount_with(below: &Path, at: &Path, threads: usize) -> FaultFs {
         let shared = Arc::new(serve::Shared::new(below));
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("evenkeel-faults".to_owned())];
+        config.n_threads = Some(threads);
         let session = fuser::spawn_mount(Server::new(shared.clone()), at, &config)
             .unwrap_or_else(|error| panic!("can't mount at {} (root and /dev/fuse are needed): {error}", at.display()));
         FaultFs { at: at.to_owned(), shared, session: Some(session) }
