@@ -52,6 +52,11 @@ pub fn daemons_live_within_their_units() {
     assert!(allowed.len() > 200 && allowed.contains("setpriority"), "{allowed:?}");
     let dev = Dev::start();
     dev.create_volume("v", "64MiB");
+    // Something to copy to the node that joins.
+    let untraced = dev.gateway("v");
+    let write = ["-f", "raw", &untraced.uri(), "-c", "write -P 7 0 64M", "-c", "flush"];
+    run_ok(Command::new("qemu-io").args(write));
+    drop(untraced);
     let log = dev.path("calls");
     let (dir, disk) = (dev.path("n9"), format!("{},size=1GiB", dev.path("n9-disk").display()));
     let token = dev.cli(&["token", "create"]);
@@ -71,7 +76,11 @@ pub fn daemons_live_within_their_units() {
     });
     let socket = dev.path("traced");
     let mut command = traced("gateway");
-    command.args(["gateway", "--cluster"]).arg(dev.cluster_file()).args(["--volume", "v", "--socket"]).arg(&socket);
+    command
+        .args(["gateway", "--take-over", "--cluster"])
+        .arg(dev.cluster_file())
+        .args(["--volume", "v", "--socket"])
+        .arg(&socket);
     let mut gateway = Daemon::spawn(&mut command, &dev.path("traced.log"));
     wait_for("the gateway serves", || socket.exists().then_some(()));
     let uri = format!("nbd+unix:///v?socket={}", socket.display());
