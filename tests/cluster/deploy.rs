@@ -50,7 +50,7 @@ pub fn units_are_sound() {
 pub fn daemons_live_within_their_units() {
     let allowed = allowed_calls();
     assert!(allowed.len() > 200 && allowed.contains("setpriority"), "{allowed:?}");
-    let dev = Dev::start();
+    let mut dev = Dev::start();
     dev.create_volume("v", "64MiB");
     // Something to copy to the node that joins.
     let untraced = dev.gateway("v");
