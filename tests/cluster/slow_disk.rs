@@ -25,9 +25,12 @@ fn number(disk: &Value) -> u64 {
     text.trim_matches('"').trim_start_matches('d').parse().unwrap_or_else(|_| panic!("{text} is no disk"))
 }
 
-/// Copies under way to a disk.
+/// Moves of the drain that are under way to a disk; what a member catches up with is no move.
 fn copies_to(dev: &Dev, disk: u64) -> usize {
-    list(&dev.json(&["resync", "status"])["sessions"]).iter().filter(|s| number(&s["to"]) == disk).count()
+    list(&dev.json(&["resync", "status"])["sessions"])
+        .iter()
+        .filter(|s| number(&s["to"]) == disk && s["class"] == "drain")
+        .count()
 }
 
 pub fn a_slow_disk_gets_one_move_and_the_others_go_on() {

@@ -24,6 +24,9 @@ use serve::Server;
 /// Calls served at once where slow ones must not hold up others: more than a node writes at once.
 const PARALLEL: usize = 16;
 
+/// A write of data, rather than of marks and records.
+const LARGE: usize = 32 << 10;
+
 /// For a fault that stays.
 pub const ALWAYS: u64 = u64::MAX;
 
@@ -52,7 +55,7 @@ impl Faults {
     /// Waits as long as a slow device would for these bytes.
     fn take_time(&self, bytes: usize) {
         let rate = self.write_bytes_per_sec.load(Ordering::SeqCst);
-        if rate > 0 {
+        if rate > 0 && bytes >= LARGE {
             let _one_at_a_time = self.writing.lock().expect("no writer panicked");
             std::thread::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64));
         }
@@ -132,7 +135,8 @@ impl FaultFs {
         self.shared.faults.short_writes.fired()
     }
 
-    /// From now on writes take as long as on a device of this speed; 0: as long as they take.
+    /// From now on large writes take as long as on a device of this speed; 0: as long as they take. Small ones go first, as
+    /// devices have it that do several at once: the node's marks and records don't wait behind its copies.
     pub fn slow_writes(&self, bytes_per_sec: u64) {
         self.shared.faults.write_bytes_per_sec.store(bytes_per_sec, Ordering::SeqCst);
     }
