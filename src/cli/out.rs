@@ -7,6 +7,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
+pub use crate::core::words::{human_seconds, human_us, thousands};
+
 /// The reader of stdout went away. The command ends with success, as the reader has what it wanted.
 #[derive(Debug, thiserror::Error)]
 #[error("stdout is closed")]
@@ -127,46 +129,6 @@ pub fn paint_state(text: &str) -> String {
     }
 }
 
-/// A count with thousands separated, as in 12,345.
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
-
-/// A duration for people: `0.8 s`, `12 s`, `3 min 5 s`, `2 h 10 min`, `5 d 3 h`.
-pub fn human_seconds(seconds: f64) -> String {
-    // What doesn't fit a u64 (or is no number) is shown as unknown rather than as a wrong number.
-    if !seconds.is_finite() || !(0.0..1e12).contains(&seconds) {
-        return "unknown".to_owned();
-    }
-    if seconds < 10.0 {
-        return format!("{seconds:.1} s");
-    }
-    let s = seconds.round() as u64;
-    match s {
-        0..60 => format!("{s} s"),
-        60..3600 => format!("{} min {} s", s / 60, s % 60),
-        3600..86_400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
-        _ => format!("{} d {} h", s / 86_400, s % 86_400 / 3600),
-    }
-}
-
-/// Microseconds for people: `850 µs`, `1.9 ms`, `2.10 s`.
-pub fn human_us(us: u64) -> String {
-    match us {
-        0..1000 => format!("{us} µs"),
-        1000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
-        _ => format!("{:.2} s", us as f64 / 1e6),
-    }
-}
-
 /// Part of a whole in percent; nothing of nothing is 0 %.
 pub fn percent(part: u64, whole: u64) -> String {
     if whole == 0 { "0 %".to_owned() } else { format!("{:.0} %", part as f64 / whole as f64 * 100.0) }
@@ -226,12 +188,6 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!(
-            [0.84, 12.4, 185.0, 7800.0, 442_800.0, f64::NAN].map(human_seconds),
-            ["0.8 s", "12 s", "3 min 5 s", "2 h 10 min", "5 d 3 h", "unknown"]
-        );
-        assert_eq!([850, 1900, 2_100_000].map(human_us), ["850 µs", "1.9 ms", "2.10 s"]);
         assert_eq!(percent(1, 4), "25 %");
         assert_eq!(percent(0, 0), "0 %");
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::types::{Event, PgCounts, ResyncStatus, Status};
 use crate::core::units::HumanBytes;
+use crate::core::words;
 
 use super::Session;
 use super::args::{EventsArgs, WaitArgs, WaitFor};
@@ -170,21 +171,10 @@ fn event_line(event: &Event) -> String {
     format!("{:>6}  {}  {:<16}  {}", event.id, utc(event.unix_ms), event.kind, event.text)
 }
 
-/// Unix milliseconds as `2026-01-31 12:00:00Z`. Civil-from-days of Howard Hinnant's "chrono-Compatible Low-Level Date
-/// Algorithms".
+/// Unix milliseconds as `2026-01-31 12:00:00Z`.
 pub fn utc(unix_ms: u64) -> String {
-    let seconds = unix_ms / 1000;
-    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
-    let z = days + 719_468;
-    let (era, of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (h, m, s) = (of_day / 3600, of_day % 3600 / 60, of_day % 60);
-    format!("{year}-{month:02}-{day:02} {h:02}:{m:02}:{s:02}Z")
+    let (date, time) = words::utc(unix_ms);
+    format!("{date} {time}Z")
 }
 
 fn render(status: &Status, colour: bool) -> String {
@@ -336,12 +326,5 @@ mod tests {
         assert!(text.contains("2 moves active, 5 to do in all, 1 GiB left, 100 MiB/s, 10 s to go, limited by network"));
         assert!(!text.contains('\x1b'));
         assert!(render(&status, true).contains("\x1b[33mwarn\x1b[0m"));
-    }
-
-    #[test]
-    fn times_are_utc() {
-        assert_eq!(utc(0), "1970-01-01 00:00:00Z");
-        assert_eq!(utc(951_782_400_000), "2000-02-29 00:00:00Z");
-        assert_eq!(utc(1_767_225_599_999), "2025-12-31 23:59:59Z");
     }
 }

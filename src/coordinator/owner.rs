@@ -328,14 +328,15 @@ impl Owner {
             self.effects.push(Effect::Send(purge.conn, wiring::purge(purge.pg, purge.disk, purge.up_to)));
         }
         self.sample_history();
-        let left = self.left();
+        let sessions = self.sessions();
+        let left = self.left_of(&sessions, &self.waiting(&sessions));
         let job = self.manager.planning.job.id;
         let (map, rates) = (self.manager.state.map(), super::whatif::rates(self.manager.state.map()));
         let forecast = rates.of_disk(crate::core::ids::DiskId(0));
         self.progress.sample(self.manager.now, &left, job, forecast, map.settings.resync.cap_bytes_per_sec);
         self.note_written();
         self.steer_resync();
-        self.tell_of_targets();
+        self.tell_of_targets(&sessions);
     }
 
     /// Everything of this turn becomes durable.

@@ -21,12 +21,6 @@ impl Owner {
     }
 
     /// What is left to copy, by disk.
-    pub(super) fn left(&self) -> Left {
-        let sessions = self.sessions();
-        self.left_of(&sessions, &self.waiting(&sessions))
-    }
-
-    /// The same of these.
     pub(super) fn left_of(&self, sessions: &[SessionInfo], waiting: &[&JobMove]) -> Left {
         let mut left = Left::default();
         for s in sessions {

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a request that is wrong in one thing changes nothing (the caller applies all of it, or none).
 
+use std::collections::BTreeMap;
+
 use crate::api::calls::CallFailed;
 use crate::api::types::{Knob, ResyncSet};
 use crate::core::cluster::command::Refusal;
@@ -230,10 +232,7 @@ fn of_pool(
     let why = "rates hold per disk, and a disk serves many pools; a pool has a latency target and can be paused";
     only("a pool", why, &has_rates(request))?;
     only("a pool", why, &has_time(request))?;
-    let mut own = config.pools.get(&id).copied().unwrap_or_default();
-    target(&mut own, request, said)?;
-    config.pools.insert(id, own);
-    config.pools.retain(|_, own| !own.is_empty());
+    own_target(&mut config.pools, id, request, said)?;
     match request.paused {
         Some(true) => drop(config.paused_pools.insert(id)),
         Some(false) => drop(config.paused_pools.remove(&id)),
@@ -257,10 +256,17 @@ fn of_volume(
     only("a volume", why, &has_rates(request))?;
     only("a volume", why, &[("pause", request.paused.is_some())])?;
     only("a volume", why, &has_time(request))?;
-    let mut own = config.volumes.get(&id).copied().unwrap_or_default();
-    target(&mut own, request, said)?;
-    config.volumes.insert(id, own);
-    config.volumes.retain(|_, own| !own.is_empty());
+    own_target(&mut config.volumes, id, request, said)
+}
+
+fn own_target<K: Ord>(
+    targets: &mut BTreeMap<K, Target>,
+    of: K,
+    request: &ResyncSet,
+    said: &mut Vec<String>,
+) -> Result<(), CallFailed> {
+    target(targets.entry(of).or_default(), request, said)?;
+    targets.retain(|_, own| !own.is_empty());
     Ok(())
 }
 

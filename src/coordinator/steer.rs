@@ -245,8 +245,8 @@ impl Owner {
     }
 
     /// Tells, once a second, where guests have gone over their target for a while beside copies.
-    pub(super) fn tell_of_targets(&mut self) {
-        let used: BTreeSet<DiskId> = self.sessions().iter().flat_map(|s| [s.from, s.to]).collect();
+    pub(super) fn tell_of_targets(&mut self, sessions: &[SessionInfo]) {
+        let used: BTreeSet<DiskId> = sessions.iter().flat_map(|s| [s.from, s.to]).collect();
         let disks = self.live_figures().flat_map(|f| &f.last.1.disks).filter(|d| used.contains(&DiskId(d.disk)));
         let seen = disks.filter(|d| d.foreground_p99_us > 0 && d.target_p99_us > 0);
         let seen =

@@ -15,3 +15,4 @@ pub mod router;
 pub mod simulate;
 pub mod throttle;
 pub mod units;
+pub mod words;

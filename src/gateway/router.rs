@@ -46,29 +46,29 @@ struct State {
 /// goes with the next request to the same disk.
 #[derive(Default)]
 struct SeenLatencies {
-    /// By request id. Bounded by what is in flight.
-    under_way: HashMap<u64, (NodeId, DiskId, Kind, Instant)>,
+    /// By request id: those that are in flight, as of the last tick.
+    under_way: HashMap<u64, (DiskId, Kind, Instant)>,
     /// Oldest first; at most [`LATENCIES_MAX`] a disk.
     seen: HashMap<DiskId, Vec<(Instant, SeenLatency)>>,
 }
 
 impl SeenLatencies {
     /// A request leaves; gives what goes with it.
-    fn sent(&mut self, node: NodeId, disk: DiskId, request: &ClientRequest) -> Vec<SeenLatency> {
+    fn sent(&mut self, disk: DiskId, request: &ClientRequest) -> Vec<SeenLatency> {
         let kind = match &request.op {
             ClientOp::Read { len, .. } => Some(Kind::of(false, u64::from(*len))),
             ClientOp::Write { data, .. } => Some(Kind::of(true, data.len() as u64)),
             _ => None,
         };
         if let Some(kind) = kind {
-            self.under_way.insert(request.id, (node, disk, kind, Instant::now()));
+            self.under_way.insert(request.id, (disk, kind, Instant::now()));
         }
         let seen = self.seen.get_mut(&disk).map(std::mem::take).unwrap_or_default();
         seen.into_iter().filter(|(at, _)| at.elapsed() < LATENCY_KEPT).map(|(_, seen)| seen).collect()
     }
 
     fn answered(&mut self, id: u64, reply: &ClientReply) {
-        let Some((_, disk, kind, sent)) = self.under_way.remove(&id) else { return };
+        let Some((disk, kind, sent)) = self.under_way.remove(&id) else { return };
         if !matches!(reply, ClientReply::Data(_) | ClientReply::Done { .. }) {
             return;
         }
@@ -79,9 +79,9 @@ impl SeenLatencies {
         }
     }
 
-    /// What was on its way to the node will be sent again, or never be answered.
-    fn link_down(&mut self, node: NodeId) {
-        self.under_way.retain(|_, (to, ..)| *to != node);
+    /// What was sent again under another number is answered under that one, or never.
+    fn forget_overtaken(&mut self, core: &core::Router) {
+        self.under_way.retain(|id, _| core.is_in_flight(*id));
     }
 }
 
@@ -114,10 +114,17 @@ impl Router {
             loop {
                 tokio::time::sleep(RETRY).await;
                 let Some(router) = ticking.upgrade() else { return };
-                router.with(core::Router::handle_tick);
+                router.tick();
             }
         });
         router
+    }
+
+    fn tick(self: &Arc<Self>) {
+        let state = &mut *self.state.lock();
+        state.core.handle_tick();
+        state.latencies.forget_overtaken(&state.core);
+        self.act(state);
     }
 
     /// The map as last seen.
@@ -217,7 +224,7 @@ impl Router {
                 }
                 Action::Send { node, connection, pg, disk, request } => {
                     if let Some((_, outbox)) = state.links.get(&node).filter(|(number, _)| *number == connection) {
-                        let seen = state.latencies.sent(node, disk, &request);
+                        let seen = state.latencies.sent(disk, &request);
                         outbox.send(client::encode_request(pg, disk, &request, &seen));
                     }
                 }
@@ -292,8 +299,45 @@ impl Router {
         if state.links.get(&node).is_some_and(|(number, _)| *number == connection) {
             state.links.remove(&node);
         }
-        state.latencies.link_down(node);
         state.core.handle_link_down(node, connection);
         self.act(&mut state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::ChunkId;
+
+    fn read(id: u64) -> ClientRequest {
+        let volume = VolumeId(1);
+        let op = ClientOp::Read { chunk: ChunkId { volume, index: 0 }, offset: 0, len: 4096 };
+        ClientRequest { id, volume, incarnation: 1, connection: 1, op }
+    }
+
+    #[test]
+    fn what_an_operation_took_goes_with_the_next_request_to_its_disk_once() {
+        let mut latencies = SeenLatencies::default();
+        let data = ClientReply::Data(Bytes::new());
+        assert_eq!(latencies.sent(DiskId(1), &read(1)), []);
+        latencies.answered(1, &data);
+        assert_eq!(latencies.sent(DiskId(2), &read(2)), [], "another disk's");
+        assert_eq!(latencies.sent(DiskId(1), &read(3)).len(), 1);
+        assert_eq!(latencies.sent(DiskId(1), &read(4)), [], "it was told");
+        latencies.answered(3, &ClientReply::NotPrimary);
+        assert_eq!(latencies.sent(DiskId(1), &read(5)), [], "nothing was done");
+        for id in 100..100 + 2 * LATENCIES_MAX as u64 {
+            latencies.sent(DiskId(9), &read(id));
+        }
+        (100..100 + 2 * LATENCIES_MAX as u64).for_each(|id| latencies.answered(id, &data));
+        assert_eq!(latencies.sent(DiskId(9), &read(6)).len(), LATENCIES_MAX, "bounded");
+    }
+
+    #[test]
+    fn what_was_sent_again_is_forgotten() {
+        let mut latencies = SeenLatencies::default();
+        latencies.sent(DiskId(1), &read(1));
+        latencies.forget_overtaken(&core::Router::new(VolumeId(1), 1));
+        assert!(latencies.under_way.is_empty(), "its router knows nothing of it");
     }
 }

@@ -33,7 +33,6 @@ const THREADS: usize = 4;
 const COPY_THREADS: usize = 2;
 /// Jobs that the writing thread takes at once.
 const WRITE_BATCH: usize = 64;
-const COPY_THREAD: &str = "disk-copy";
 /// Consumers look up this often although nothing comes; it bounds nothing.
 const IDLE: Duration = Duration::from_secs(60);
 /// Sequences from here on are no PG's: they mark content of unknown age.
@@ -119,10 +118,10 @@ impl DiskHandle {
         let report: Report = Arc::new(report);
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
-        let queues = std::iter::repeat_n((&jobs, 1, "disk"), THREADS)
-            .chain([(&writes, WRITE_BATCH, "disk-write")])
-            .chain(std::iter::repeat_n((&copies, 1, COPY_THREAD), COPY_THREADS));
-        for (queue, batch, name) in queues {
+        let queues = std::iter::repeat_n((&jobs, 1, "disk", false), THREADS)
+            .chain([(&writes, WRITE_BATCH, "disk-write", false)])
+            .chain(std::iter::repeat_n((&copies, 1, "disk-copy", true), COPY_THREADS));
+        for (queue, batch, name, yields) in queues {
             let worker = Worker {
                 id,
                 disk: disk.clone(),
@@ -132,7 +131,7 @@ impl DiskHandle {
                 unsure: unsure.clone(),
             };
             threads.push(spawn(name, move || {
-                if name == COPY_THREAD {
+                if yields {
                     yield_to_guests();
                 }
                 worker.run(batch);

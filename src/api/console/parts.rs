@@ -3,45 +3,11 @@
 use maud::{Markup, html};
 
 pub use crate::core::units::HumanBytes;
-
-/// `1234567` as `1,234,567`.
-pub fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
+pub use crate::core::words::{human_seconds as seconds, human_us as micros, thousands as count, utc};
 
 /// `1 node`, `2 nodes`.
 pub fn plural(n: u64, one: &str, many: &str) -> String {
     format!("{} {}", count(n), if n == 1 { one } else { many })
-}
-
-/// A time as people say it.
-pub fn seconds(s: f64) -> String {
-    let whole = s.max(0.0).round() as u64;
-    match whole {
-        _ if s < 9.95 => format!("{:.1} s", s.max(0.0)),
-        0..120 => format!("{whole} s"),
-        120..7200 => format!("{} min {} s", whole / 60, whole % 60),
-        7200..172_800 => format!("{} h {} min", whole / 3600, whole / 60 % 60),
-        _ => format!("{} d {} h", whole / 86_400, whole / 3600 % 24),
-    }
-}
-
-/// A latency.
-pub fn micros(us: u64) -> String {
-    match us {
-        0..1000 => format!("{us} µs"),
-        1000..100_000 => format!("{:.1} ms", us as f64 / 1e3),
-        100_000..1_000_000 => format!("{} ms", us / 1000),
-        _ => format!("{:.1} s", us as f64 / 1e6),
-    }
 }
 
 /// A rate.
@@ -54,22 +20,6 @@ pub fn time(unix_ms: u64, now_unix_ms: u64) -> Markup {
     let (date, clock) = utc(unix_ms);
     let same_day = date == utc(now_unix_ms).0;
     html! { time datetime={ (date) "T" (clock) "Z" } { @if !same_day { (date) " " } (clock) } }
-}
-
-/// Date and time of day.
-pub fn utc(unix_ms: u64) -> (String, String) {
-    let seconds = unix_ms / 1000;
-    let (days, of_day) = ((seconds / 86_400) as i64, seconds % 86_400);
-    // Days to a date in the Gregorian calendar, by eras of 400 years that begin in March.
-    let z = days + 719_468;
-    let (era, doe) = (z.div_euclid(146_097), z.rem_euclid(146_097));
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
-    let year = yoe + era * 400 + i64::from(month <= 2);
-    let clock = format!("{:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60);
-    (format!("{year:04}-{month:02}-{day:02}"), clock)
 }
 
 /// How bad a state's word is.

@@ -215,16 +215,8 @@ fn a_node_alone_says_so() {
 }
 
 #[test]
-fn numbers_read_well() {
+fn shares_and_links_are_exact() {
     use super::parts::*;
-    assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
-    assert_eq!(
-        [0.0, 9.94, 59.6, 119.0, 3725.0, 7500.0, 200_000.0].map(seconds),
-        ["0.0 s", "9.9 s", "60 s", "119 s", "62 min 5 s", "2 h 5 min", "2 d 7 h"]
-    );
-    assert_eq!([350, 4200, 250_000, 1_500_000].map(micros), ["350 µs", "4.2 ms", "250 ms", "1.5 s"]);
-    assert_eq!(utc(951_782_400_000), ("2000-02-29".to_owned(), "00:00:00".to_owned()));
-    assert_eq!(utc(1_767_225_599_999), ("2025-12-31".to_owned(), "23:59:59".to_owned()));
     assert_eq!(percent(999, 1000), 99);
     assert_eq!(percent(u64::MAX, u64::MAX), 100);
     assert_eq!(link_to("https://[::1]:7400/").as_deref(), Some("https://[::1]:7400/"));

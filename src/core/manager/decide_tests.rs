@@ -297,6 +297,22 @@ fn silence_is_judged_by_both_sides() {
     assert_eq!(runtime.nodes[&NodeId(2)].life, Life::Down);
 }
 
+/// Joining puts a node into the map before it registers: it was told of as lost in that moment.
+#[test]
+fn a_node_that_joins_is_not_lost() {
+    use crate::core::manager::runtime::{Judgement, Life, SETTLE};
+    let mut map = map();
+    let mut runtime = settled(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL), (4, 1, None)]);
+    let at = later(1) + SETTLE;
+    (1..=4).for_each(|n| runtime.handle_node_heartbeat(NodeId(n), ConnId(u64::from(n) * 100 + 1), &[], at));
+    assert_eq!(runtime.judge(&map, at), [], "node 5 never registered");
+    assert_eq!(runtime.nodes[&NodeId(5)].life, Life::Down, "nor is it there");
+    // One that this coordinator's predecessor knew has a release.
+    map.nodes.get_mut(&NodeId(5)).unwrap().release = "1.0.0".into();
+    runtime.nodes.remove(&NodeId(5));
+    assert_eq!(runtime.judge(&map, at), [Judgement::Down(NodeId(5))]);
+}
+
 /// What a real partition found: the node that came back first was taken for the only one left, and led everything.
 #[test]
 fn a_coordinator_that_heard_nobody_waits_for_all() {

@@ -347,14 +347,20 @@ fn fewer_copies_are_a_job_that_gives_the_surplus_up() {
     assert_eq!(bed.m.state.map().jobs.len(), 2);
 }
 
-#[test]
-fn a_surplus_copy_waits_for_the_others() {
+/// Three copies are there, two are wanted, and resync is paused.
+fn with_surplus_copies() -> Bed {
     let mut bed = Bed::new();
     bed.turns(4);
     bed.finish();
     keep_copies(&mut bed, 2);
     bed.m.pause_resync_for_test(true);
     bed.turns(5);
+    bed
+}
+
+#[test]
+fn a_surplus_copy_waits_for_the_others() {
+    let mut bed = with_surplus_copies();
     assert_eq!(members(&bed), [3; 8], "resync is paused");
     assert_eq!(bed.m.planning.misplaced().len(), 8);
     // One node is away: its PGs keep what they have.
@@ -371,12 +377,7 @@ fn a_surplus_copy_waits_for_the_others() {
 
 #[test]
 fn a_surplus_copy_that_became_needed_stays() {
-    let mut bed = Bed::new();
-    bed.turns(4);
-    bed.finish();
-    keep_copies(&mut bed, 2);
-    bed.m.pause_resync_for_test(true);
-    bed.turns(5);
+    let mut bed = with_surplus_copies();
     // A member leaves, by its primary's word, before the surplus one could.
     let removal = bed.m.planning.job.removals[0];
     let config = bed.m.state.map().pgs[&removal.pg].clone();

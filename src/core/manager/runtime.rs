@@ -321,9 +321,12 @@ impl Runtime {
         let settled = now >= self.judge_from;
         if settled {
             // Nodes that have not come back since this coordinator started are lost since then.
-            for node in map.nodes.keys().filter(|n| !self.nodes.contains_key(n)).copied().collect::<Vec<_>>() {
-                self.nodes.insert(node, absent(self.started));
-                out.push(Judgement::Down(node));
+            for node in map.nodes.values().filter(|n| !self.nodes.contains_key(&n.id)).collect::<Vec<_>>() {
+                self.nodes.insert(node.id, absent(self.started));
+                // One that has just joined and never registered is not lost, it is on its way.
+                if !node.release.is_empty() {
+                    out.push(Judgement::Down(node.id));
+                }
             }
         }
         let accused = self.unreachable_nodes(now);

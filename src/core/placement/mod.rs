@@ -27,6 +27,7 @@ mod layout;
 mod map;
 mod missing;
 mod model;
+mod paths;
 mod planner;
 mod primary;
 mod quota;

@@ -5,10 +5,11 @@
 //! that may serve. The search is for augmenting paths over disks: an edge x → y is a PG with primary x and a replica
 //! on y.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use super::layout::{Disks, Layout, NONE};
 use super::model::DiskState;
+use super::paths::Paths;
 
 /// A PG more that a disk leads of one domain, against a PG more that it leads at all.
 const PAIR_WEIGHT: f64 = 2.0;
@@ -83,9 +84,7 @@ struct Seats {
     count: Vec<u32>,
     primary: Vec<u32>,
     led: Vec<Vec<u32>>,
-    /// Scratch of a search: (neighbour towards its start, the PG between).
-    came: Vec<(u32, u32)>,
-    touched: Vec<u32>,
+    paths: Paths,
 }
 
 impl Seats {
@@ -102,22 +101,8 @@ impl Seats {
             count,
             primary,
             led,
-            came: vec![(NONE, NONE); disks.len()],
-            touched: Vec::new(),
+            paths: Paths::new(disks.len()),
         }
-    }
-
-    fn begin(&mut self, start: u32) -> VecDeque<u32> {
-        for d in self.touched.drain(..) {
-            self.came[d as usize] = (NONE, NONE);
-        }
-        self.note(start, start, NONE);
-        VecDeque::from([start])
-    }
-
-    fn note(&mut self, d: u32, from: u32, pg: u32) {
-        self.came[d as usize] = (from, pg);
-        self.touched.push(d);
     }
 
     fn hand(&mut self, pg: u32, from: u32, to: u32) {
@@ -133,20 +118,17 @@ impl Seats {
 
     /// Brings one more lead to `start`, from a disk that can spare one.
     fn pull(&mut self, pool: &Layout<'_>, start: u32) -> bool {
-        let mut queue = self.begin(start);
+        let mut queue = self.paths.begin(start);
         while let Some(y) = queue.pop_front() {
             for &pg in &pool.held[y as usize] {
                 let x = self.primary[pg as usize];
-                if x == NONE || self.came[x as usize].0 != NONE {
+                if x == NONE || self.paths.is_reached(x) {
                     continue;
                 }
-                self.note(x, y, pg);
+                self.paths.reach(x, y, pg);
                 if self.count[x as usize] > self.low[x as usize] {
-                    let mut x = x;
-                    while x != start {
-                        let (y, pg) = self.came[x as usize];
+                    for (x, y, pg) in self.paths.back(start, x) {
                         self.hand(pg, x, y);
-                        x = y;
                     }
                     return true;
                 }
@@ -158,20 +140,17 @@ impl Seats {
 
     /// Takes one lead from `start`, to a disk that has room for one.
     fn push(&mut self, pool: &Layout<'_>, disks: &Disks, start: u32) -> bool {
-        let mut queue = self.begin(start);
+        let mut queue = self.paths.begin(start);
         while let Some(x) = queue.pop_front() {
             for pg in self.led[x as usize].clone() {
                 for &y in pool.rows[pg as usize].iter().filter(|&&y| serves(disks, y)) {
-                    if self.came[y as usize].0 != NONE {
+                    if self.paths.is_reached(y) {
                         continue;
                     }
-                    self.note(y, x, pg);
+                    self.paths.reach(y, x, pg);
                     if self.count[y as usize] < self.high[y as usize] {
-                        let mut y = y;
-                        while y != start {
-                            let (x, pg) = self.came[y as usize];
+                        for (y, x, pg) in self.paths.back(start, y) {
                             self.hand(pg, x, y);
-                            y = x;
                         }
                         return true;
                     }

@@ -6,9 +6,10 @@
 //! are disks; an edge x → y is a PG that keeps its copy on x and gave up the one on y: it may as well be the other way round.
 //! Giving up another copy costs no move, so a path is worth any length. Linear in the replicas for each search.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use super::layout::{Disks, Layout, NONE};
+use super::paths::Paths;
 
 /// Steps of all searches, over a pool: one that succeeds takes few.
 const STEPS_MAX: u64 = 50_000_000;
@@ -52,9 +53,7 @@ struct Search {
     given_up: HashMap<u32, Vec<u32>>,
     /// PGs that gave up their copy on a disk.
     gave: Vec<Vec<u32>>,
-    /// (neighbour towards the start, the PG between).
-    came: Vec<(u32, u32)>,
-    touched: Vec<u32>,
+    paths: Paths,
     steps_left: u64,
 }
 
@@ -65,7 +64,7 @@ impl Search {
             given_up.iter().flat_map(|(pg, from)| from.iter().map(move |d| (*pg, *d))).collect();
         all.sort_unstable();
         all.into_iter().for_each(|(pg, d)| gave[d as usize].push(pg));
-        Search { given_up, gave, came: vec![(NONE, NONE); disks], touched: Vec::new(), steps_left: STEPS_MAX }
+        Search { given_up, gave, paths: Paths::new(disks), steps_left: STEPS_MAX }
     }
 
     /// Brings the disks to within the whole numbers next to their shares, as far as it goes.
@@ -82,19 +81,6 @@ impl Search {
                 && self.pull(pool, disks, d, with_primaries, |p, x| p.count(x) > low(p, x))
             {}
         }
-    }
-
-    fn begin(&mut self, start: u32) -> VecDeque<u32> {
-        for d in self.touched.drain(..) {
-            self.came[d as usize] = (NONE, NONE);
-        }
-        self.note(start, start, NONE);
-        VecDeque::from([start])
-    }
-
-    fn note(&mut self, d: u32, from: u32, pg: u32) {
-        self.came[d as usize] = (from, pg);
-        self.touched.push(d);
     }
 
     /// The PG's copy on `x` goes instead of the one on `y`.
@@ -123,19 +109,21 @@ impl Search {
         with_primaries: bool,
         takes: impl Fn(&Layout<'_>, u32) -> bool,
     ) -> bool {
-        let mut queue = self.begin(start);
+        let mut queue = self.paths.begin(start);
         while let Some(x) = queue.pop_front().filter(|_| self.steps_left > 0) {
             for i in 0..pool.held[x as usize].len() {
                 let pg = pool.held[x as usize][i];
                 self.steps_left = self.steps_left.saturating_sub(1);
                 let others = self.given_up.get(&pg).cloned().unwrap_or_default();
                 for y in others {
-                    if self.came[y as usize].0 != NONE || !Self::may_swap(pool, disks, pg, x, y, with_primaries) {
+                    if self.paths.is_reached(y) || !Self::may_swap(pool, disks, pg, x, y, with_primaries) {
                         continue;
                     }
-                    self.note(y, x, pg);
+                    self.paths.reach(y, x, pg);
                     if takes(pool, y) {
-                        return self.make(pool, disks, start, y);
+                        // Swapped from its end: (PG, keeps, gave up).
+                        let path: Vec<_> = self.paths.back(start, y).into_iter().map(|(y, x, pg)| (pg, x, y)).collect();
+                        return self.swap_all(pool, disks, &path);
                     }
                     queue.push_back(y);
                 }
@@ -144,17 +132,7 @@ impl Search {
         false
     }
 
-    /// Makes the swaps of the path from `start` to `last`, from its end; none of them if a PG is in it twice.
-    fn make(&mut self, pool: &mut Layout<'_>, disks: &mut Disks, start: u32, last: u32) -> bool {
-        let (mut path, mut y) = (Vec::new(), last);
-        while y != start {
-            let (x, pg) = self.came[y as usize];
-            path.push((pg, x, y));
-            y = x;
-        }
-        self.swap_all(pool, disks, &path)
-    }
-
+    /// Makes the swaps of a path in this order; none of them if a PG is in it twice.
     fn swap_all(&mut self, pool: &mut Layout<'_>, disks: &mut Disks, path: &[(u32, u32, u32)]) -> bool {
         let fits = |pool: &Layout<'_>, &(pg, x, y): &(u32, u32, u32)| {
             pool.rows[pg as usize].contains(&x)
@@ -181,23 +159,18 @@ impl Search {
         with_primaries: bool,
         gives: impl Fn(&Layout<'_>, u32) -> bool,
     ) -> bool {
-        let mut queue = self.begin(start);
+        let mut queue = self.paths.begin(start);
         while let Some(y) = queue.pop_front().filter(|_| self.steps_left > 0) {
             for i in 0..self.gave[y as usize].len() {
                 let pg = self.gave[y as usize][i];
                 self.steps_left = self.steps_left.saturating_sub(1);
                 for x in pool.rows[pg as usize].clone() {
-                    if self.came[x as usize].0 != NONE || !Self::may_swap(pool, disks, pg, x, y, with_primaries) {
+                    if self.paths.is_reached(x) || !Self::may_swap(pool, disks, pg, x, y, with_primaries) {
                         continue;
                     }
-                    self.note(x, y, pg);
+                    self.paths.reach(x, y, pg);
                     if gives(pool, x) {
-                        let (mut path, mut x) = (Vec::new(), x);
-                        while x != start {
-                            let (y, pg) = self.came[x as usize];
-                            path.push((pg, x, y));
-                            x = y;
-                        }
+                        let path: Vec<_> = self.paths.back(start, x).into_iter().map(|(x, y, pg)| (pg, x, y)).collect();
                         return self.swap_all(pool, disks, &path);
                     }
                     queue.push_back(x);

@@ -210,6 +210,11 @@ impl Router {
         !self.fenced && self.routes.values().any(|r| r.node == node)
     }
 
+    /// The request of this id, as it was sent, still waits for its answer.
+    pub fn is_in_flight(&self, id: u64) -> bool {
+        self.inflight.contains_key(&id)
+    }
+
     /// Nothing waits and nothing is under way.
     pub fn is_idle(&self) -> bool {
         self.inflight.is_empty() && self.held.is_empty() && self.routes.values().all(|r| r.waiting.is_empty())
