@@ -4,7 +4,9 @@
 pub mod calls;
 pub mod client;
 pub mod console;
+pub mod copies;
 pub mod metrics;
 pub mod resync;
 pub mod router;
 pub mod types;
+pub mod volumes;
