@@ -2,10 +2,11 @@
 //!
 //! Writes to chunks that are marked dirty already go to the page cache: one thread takes all that wait, so that a
 //! batch costs one wake-up. What may wait for the disk (reads, reservations, first writes) runs on a few threads, so that
-//! one slow request doesn't hold up the others. What copies write has threads of its own, at a lower priority, which may
-//! also wait while the disk takes it. Flushes run on a thread of their own that takes all that wait into one
+//! one slow request doesn't hold up the others. What copies read and what they write has threads of its own, at a lower
+//! priority; those that write may also wait while the disk takes it. Flushes run on a thread of their own that takes all that wait into one
 //! fdatasync, and only what arrived before it started (R12). Another thread clears dirty marks and freed slots.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use crate::core::cluster::Replica as Member;
-use crate::core::hashtree::HOLE;
+use crate::core::hashtree::{HOLE, Hash};
 use crate::core::ids::{BootId, ChunkId, DiskId, Generation, PgId};
 use crate::core::replica::{ChunkLeaves, DiskOp, DiskResult, Operation, PgState, Replica, TableEntry, Token};
 use crate::core::units::BLOCK_BYTES;
@@ -29,7 +30,7 @@ use super::queue::Queue;
 
 /// Threads for what may wait for the disk: enough queue depth for an SSD, few enough for a small host.
 const THREADS: usize = 4;
-/// Threads for what copies write: one computes while the other waits for the disk.
+/// Threads for what copies read, and as many for what they write: one computes while the other waits for the disk.
 const COPY_THREADS: usize = 2;
 /// Jobs that the writing thread takes at once.
 const WRITE_BATCH: usize = 64;
@@ -75,6 +76,7 @@ pub struct DiskHandle {
     jobs: Arc<Queue<Job>>,
     writes: Arc<Queue<Job>>,
     copies: Arc<Queue<Job>>,
+    sources: Arc<Queue<Job>>,
     flushes: Arc<Queue<FlushJob>>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
@@ -112,15 +114,15 @@ impl DiskHandle {
             }
         }
         let unsure = Arc::new(Mutex::new(unsure));
-        let (jobs, writes, copies) =
-            (Arc::new(Queue::default()), Arc::new(Queue::default()), Arc::new(Queue::default()));
+        let [jobs, writes, copies, sources] = std::array::from_fn(|_| Arc::new(Queue::default()));
         let flushes = Arc::new(Queue::default());
         let report: Report = Arc::new(report);
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         let queues = std::iter::repeat_n((&jobs, 1, "disk", false), THREADS)
             .chain([(&writes, WRITE_BATCH, "disk-write", false)])
-            .chain(std::iter::repeat_n((&copies, 1, "disk-copy", true), COPY_THREADS));
+            .chain(std::iter::repeat_n((&copies, 1, "disk-copy", true), COPY_THREADS))
+            .chain(std::iter::repeat_n((&sources, 1, "disk-source", true), COPY_THREADS));
         for (queue, batch, name, yields) in queues {
             let worker = Worker {
                 id,
@@ -154,7 +156,7 @@ impl DiskHandle {
             }));
         }
         let threads = threads.into_iter().flatten().collect();
-        DiskHandle { id, disk, jobs, writes, copies, flushes, threads, stop, unsure }
+        DiskHandle { id, disk, jobs, writes, copies, sources, flushes, threads, stop, unsure }
     }
 
     /// Its id.
@@ -181,6 +183,7 @@ impl DiskHandle {
             }
             DiskOp::Apply { op: Operation::Write { chunk, .. }, .. } if hot(chunk) => self.writes.push(job),
             DiskOp::Copy { .. } => self.copies.push(job),
+            DiskOp::Read { resync: true, .. } => self.sources.push(job),
             _ => self.jobs.push(job),
         }
     }
@@ -235,6 +238,7 @@ impl DiskHandle {
         self.jobs.close();
         self.writes.close();
         self.copies.close();
+        self.sources.close();
         let flushing = self.flushes.clone();
         for thread in self.threads.drain(..) {
             thread.thread().unpark();
@@ -366,7 +370,7 @@ fn carry_out(disk: &Disk, pg: PgId, op: DiskOp, unsure: &Mutex<HashSet<ChunkId>>
             Operation::Fence { .. } => DiskResult::Done,
         },
         DiskOp::Copy { chunk, blocks, data, .. } => copy(disk, pg, chunk, &blocks, &data),
-        DiskOp::Read { chunk, first_block, count } => {
+        DiskOp::Read { chunk, first_block, count, .. } => {
             let mut data = vec![0; count as usize * BLOCK_BYTES as usize];
             match disk.read(chunk, first_block as usize, count as usize, &mut data) {
                 Ok(leaves) => DiskResult::Data { leaves, data: data.into() },
@@ -414,14 +418,23 @@ fn carry_out(disk: &Disk, pg: PgId, op: DiskOp, unsure: &Mutex<HashSet<ChunkId>>
     }
 }
 
+/// Content with a block of zeros for each hole.
+fn with_holes(leaves: &[Hash], mut given: &[u8]) -> Vec<u8> {
+    let mut content = Vec::with_capacity(leaves.len() * BLOCK_BYTES as usize);
+    for leaf in leaves {
+        if *leaf == HOLE {
+            content.resize(content.len() + BLOCK_BYTES as usize, 0);
+        } else {
+            let (block, after) = given.split_at(BLOCK_BYTES as usize);
+            content.extend_from_slice(block);
+            given = after;
+        }
+    }
+    content
+}
+
 /// Writes blocks that needn't be neighbours: runs of them, each with one call.
-fn copy(
-    disk: &Disk,
-    pg: PgId,
-    chunk: ChunkId,
-    blocks: &[(u32, crate::core::hashtree::Hash)],
-    data: &Bytes,
-) -> DiskResult {
+fn copy(disk: &Disk, pg: PgId, chunk: ChunkId, blocks: &[(u32, Hash)], data: &Bytes) -> DiskResult {
     // A copy doesn't make the chunk newer: its version comes with ChunkDone.
     let (generation, sequence) =
         disk.chunk_meta(chunk).map_or((Generation::default(), 0), |m| (m.generation, m.sequence));
@@ -430,16 +443,10 @@ fn copy(
     while i < blocks.len() {
         let run = blocks[i..].iter().zip(blocks[i].0..).take_while(|((b, _), want)| b == want).count();
         let leaves: Vec<_> = blocks[i..i + run].iter().map(|(_, l)| *l).collect();
-        let mut content = Vec::with_capacity(run * BLOCK_BYTES as usize);
-        for leaf in &leaves {
-            if *leaf == HOLE {
-                content.resize(content.len() + BLOCK_BYTES as usize, 0);
-            } else {
-                let (block, after) = rest.split_at(BLOCK_BYTES as usize);
-                content.extend_from_slice(block);
-                rest = after;
-            }
-        }
+        let present = leaves.iter().filter(|leaf| **leaf != HOLE).count();
+        let (given, after) = rest.split_at(present * BLOCK_BYTES as usize);
+        rest = after;
+        let content = if present == run { Cow::Borrowed(given) } else { Cow::Owned(with_holes(&leaves, given)) };
         let op = WriteOp {
             pg,
             chunk,

@@ -3,7 +3,7 @@
 //! A request carries the receiver's disk and PG, the sender's attach incarnation and connection number, and an id
 //! that the answer echoes; answers come in any order.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use prost::Message;
 
 use super::frame::Frame;
@@ -132,7 +132,7 @@ pub fn encode_request(pg: PgId, disk: DiskId, request: &ClientRequest, seen: &[S
         latencies: seen.iter().take(LATENCIES_MAX).map(|l| l.pack()).collect(),
         ..Request::default()
     };
-    let mut payload = Bytes::new();
+    let (mut lead, mut payload) = (Bytes::new(), Bytes::new());
     let kind = match &request.op {
         ClientOp::Open => kind::OPEN,
         ClientOp::Read { chunk, offset, len } => {
@@ -142,12 +142,7 @@ pub fn encode_request(pg: PgId, disk: DiskId, request: &ClientRequest, seen: &[S
         ClientOp::Write { chunk, offset, leaves, data, fua } => {
             (m.chunk, m.offset, m.len, m.fua) = (chunk.index, *offset, data.len() as u32, *fua);
             m.leaves = leaves.len() as u32;
-            let mut out = BytesMut::with_capacity(leaves.len() * 32 + data.len());
-            for leaf in leaves {
-                out.extend_from_slice(leaf);
-            }
-            out.extend_from_slice(data);
-            payload = out.freeze();
+            (lead, payload) = (Bytes::copy_from_slice(leaves.as_flattened()), data.clone());
             kind::WRITE
         }
         ClientOp::Zero { chunk, first_block, count, fua } => {
@@ -164,7 +159,7 @@ pub fn encode_request(pg: PgId, disk: DiskId, request: &ClientRequest, seen: &[S
             kind::ROOT
         }
     };
-    Frame::with_payload(kind, m.encode_to_vec(), payload)
+    Frame { lead, ..Frame::with_payload(kind, m.encode_to_vec(), payload) }
 }
 
 /// Takes a request apart; whole blocks have been verified against their leaves.
@@ -296,7 +291,7 @@ mod tests {
             let volume = VolumeId(3);
             let request = ClientRequest { id: 8, volume, incarnation: 2, connection: 4, op };
             let frame = encode_request(pg, DiskId(6), &request, &[]);
-            let back = decode_request(&frame).unwrap();
+            let back = decode_request(&frame.received()).unwrap();
             assert_eq!((back.pg, back.disk), (pg, DiskId(6)));
             assert_eq!(format!("{:?}", back.request), format!("{request:?}"));
             assert!(back.latencies.is_empty());

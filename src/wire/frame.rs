@@ -31,8 +31,8 @@ pub const META_BYTES_MAX: usize = 4 << 20;
 pub const PAYLOAD_BYTES_MAX: usize = 36 << 20;
 /// What a decoder reserves at once for an announced frame; covers a resync window and its leaves in one piece.
 pub const RESERVE_BYTES_MAX: usize = 512 << 10;
-/// Payloads below this are copied behind their header when frames are encoded: one long piece is cheaper to send than two short ones.
-const INLINE_PAYLOAD_BYTES: usize = 16 << 10;
+/// Parts below this are copied behind their header when frames are encoded: one long piece is cheaper to send than two short ones.
+const INLINE_BYTES: usize = 16 << 10;
 /// Kinds from here on belong to the transport itself.
 pub const KIND_TRANSPORT_FIRST: u16 = 0xff00;
 
@@ -45,6 +45,9 @@ pub struct Frame {
     pub kind: u16,
     /// Protobuf.
     pub meta: Bytes,
+    /// The payload's first bytes, where the sender has them apart (leaves before their blocks): nothing long is copied to
+    /// put them together. A decoded frame has none, its payload is whole.
+    pub lead: Bytes,
     /// Raw bytes.
     pub payload: Bytes,
 }
@@ -83,17 +86,29 @@ pub enum FrameError {
 impl Frame {
     /// A frame without a payload.
     pub fn new(kind: u16, meta: impl Into<Bytes>) -> Frame {
-        Frame { kind, meta: meta.into(), payload: Bytes::new() }
+        Frame { kind, meta: meta.into(), ..Frame::default() }
     }
 
     /// A frame with a payload.
     pub fn with_payload(kind: u16, meta: impl Into<Bytes>, payload: impl Into<Bytes>) -> Frame {
-        Frame { kind, meta: meta.into(), payload: payload.into() }
+        Frame { kind, meta: meta.into(), lead: Bytes::new(), payload: payload.into() }
     }
 
     /// Bytes on the wire.
     pub fn wire_bytes(&self) -> usize {
-        HEADER_BYTES + self.meta.len() + self.payload.len()
+        HEADER_BYTES + self.meta.len() + self.payload_bytes()
+    }
+
+    /// As a receiver gets it: the payload in one piece.
+    pub fn received(self) -> Frame {
+        if self.lead.is_empty() {
+            return self;
+        }
+        Frame { payload: [self.lead, self.payload].concat().into(), lead: Bytes::new(), ..self }
+    }
+
+    fn payload_bytes(&self) -> usize {
+        self.lead.len() + self.payload.len()
     }
 
     /// Whether the frame may be sent.
@@ -101,7 +116,7 @@ impl Frame {
     /// # Errors
     /// A part is too long.
     pub fn check(&self) -> Result<(), FrameError> {
-        check_lengths(self.meta.len(), self.payload.len())
+        check_lengths(self.meta.len(), self.payload_bytes())
     }
 
     fn put_header(&self, out: &mut BytesMut) {
@@ -136,19 +151,16 @@ impl Encoder {
     /// A part is too long; nothing was added.
     pub fn push(&mut self, frame: Frame) -> Result<(), FrameError> {
         frame.check()?;
-        let payload_inline = frame.payload.len() < INLINE_PAYLOAD_BYTES;
-        let meta_inline = frame.meta.len() < INLINE_PAYLOAD_BYTES;
-        let room =
-            if payload_inline { frame.payload.len() } else { 0 } + if meta_inline { frame.meta.len() } else { 0 };
+        let parts = [frame.meta.clone(), frame.lead.clone(), frame.payload.clone()];
+        let room: usize = parts.iter().map(Bytes::len).filter(|n| *n < INLINE_BYTES).sum();
         self.gathered.reserve(HEADER_BYTES + room);
         frame.put_header(&mut self.gathered);
-        self.put_part(frame.meta, meta_inline);
-        self.put_part(frame.payload, payload_inline);
+        parts.into_iter().for_each(|part| self.put_part(part));
         Ok(())
     }
 
-    fn put_part(&mut self, part: Bytes, inline: bool) {
-        if inline {
+    fn put_part(&mut self, part: Bytes) {
+        if part.len() < INLINE_BYTES {
             self.gathered.extend_from_slice(&part);
         } else {
             self.cut();
@@ -204,7 +216,12 @@ impl Header {
     /// `whole` is exactly one frame.
     fn cut(self, whole: &Bytes) -> Frame {
         let meta_end = HEADER_BYTES + self.meta_len;
-        Frame { kind: self.kind, meta: whole.slice(HEADER_BYTES..meta_end), payload: whole.slice(meta_end..) }
+        Frame {
+            kind: self.kind,
+            meta: whole.slice(HEADER_BYTES..meta_end),
+            lead: Bytes::new(),
+            payload: whole.slice(meta_end..),
+        }
     }
 }
 
@@ -393,10 +410,13 @@ mod tests {
         decoder.push(piece.clone());
         let frame = decoder.next_frame().unwrap().unwrap();
         assert_eq!(frame.payload.as_ptr(), piece[13..].as_ptr());
-        let long = Bytes::from(vec![1; INLINE_PAYLOAD_BYTES]);
+        let long = Bytes::from(vec![1; INLINE_BYTES]);
         let mut encoder = Encoder::default();
-        encoder.push(Frame::with_payload(1, &b"m"[..], long.clone())).unwrap();
-        assert_eq!(encoder.pieces().last().unwrap().as_ptr(), long.as_ptr());
+        let lead = Bytes::from_static(b"lead");
+        encoder.push(Frame { lead, ..Frame::with_payload(1, &b"m"[..], long.clone()) }).unwrap();
+        let pieces = encoder.pieces();
+        assert_eq!(pieces.len(), 2, "what is short shares a piece with the header");
+        assert_eq!(pieces[1].as_ptr(), long.as_ptr());
     }
 
     fn frames() -> impl Strategy<Value = Vec<Frame>> {
@@ -404,7 +424,8 @@ mod tests {
             let byte = |n: std::ops::Range<usize>| proptest::collection::vec(any::<u8>(), n);
             prop_oneof![9 => byte(0..40), 1 => byte(16_300..16_500)]
         };
-        let frame = (any::<u16>(), part(), part()).prop_map(|(kind, meta, data)| Frame::with_payload(kind, meta, data));
+        let frame = (any::<u16>(), part(), part(), part())
+            .prop_map(|(kind, meta, lead, data)| Frame { lead: lead.into(), ..Frame::with_payload(kind, meta, data) });
         proptest::collection::vec(frame, 0..12)
     }
 
@@ -416,7 +437,8 @@ mod tests {
             at.extend([0, bytes.len()]);
             at.sort_unstable();
             let pieces: Vec<Bytes> = at.windows(2).map(|w| bytes.slice(w[0]..w[1])).collect();
-            prop_assert_eq!(decode_all(pieces), Ok((frames, true)));
+            let received: Vec<Frame> = frames.into_iter().map(Frame::received).collect();
+            prop_assert_eq!(decode_all(pieces), Ok((received, true)));
         }
 
         #[test]

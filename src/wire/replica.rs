@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use prost::Message;
 
 use super::frame::Frame;
@@ -198,16 +198,19 @@ impl Meta {
     }
 }
 
-fn bulk(leaves: &[Hash], data: &Bytes) -> Bytes {
-    let mut out = BytesMut::with_capacity(leaves.len() * 32 + data.len());
-    for leaf in leaves {
-        out.extend_from_slice(leaf);
-    }
-    out.extend_from_slice(data);
-    out.freeze()
+/// A payload: its lead and the rest.
+type Body = (Bytes, Bytes);
+
+/// Leaves, and the blocks behind them without a copy.
+fn bulk(leaves: &[Hash], data: &Bytes) -> Body {
+    (hashes(leaves), data.clone())
 }
 
-fn put_operation(mut meta: Meta, op: &Operation) -> (Meta, Bytes) {
+fn hashes(list: &[Hash]) -> Bytes {
+    Bytes::copy_from_slice(list.as_flattened())
+}
+
+fn put_operation(mut meta: Meta, op: &Operation) -> (Meta, Body) {
     match op {
         Operation::Write { chunk, first_block, leaves, data } => {
             meta.operation = 1;
@@ -219,17 +222,17 @@ fn put_operation(mut meta: Meta, op: &Operation) -> (Meta, Bytes) {
             meta.operation = 2;
             meta.first = *first_block;
             meta.count = *count;
-            (meta.on(*chunk), Bytes::new())
+            (meta.on(*chunk), Body::default())
         }
         Operation::Fence { volume, incarnation } => {
             meta.operation = 3;
             meta.volume = volume.0;
             meta.id = *incarnation;
-            (meta, Bytes::new())
+            (meta, Body::default())
         }
         Operation::Drop { chunk } => {
             meta.operation = 4;
-            (meta.on(*chunk), Bytes::new())
+            (meta.on(*chunk), Body::default())
         }
     }
 }
@@ -237,8 +240,8 @@ fn put_operation(mut meta: Meta, op: &Operation) -> (Meta, Bytes) {
 /// Makes a frame.
 pub fn encode(address: Address, message: &PeerMessage) -> Frame {
     let m = Meta { pg: address.pg.to_u64(), to: address.to.0, from: address.from.0, ..Meta::default() };
-    let none = Bytes::new();
-    let (kind, meta, payload) = match message {
+    let none = Body::default();
+    let (kind, meta, (lead, payload)) = match message {
         PeerMessage::NewConfig { config } => (kind::NEW_CONFIG, Meta { config: Some(config.into()), ..m }, none),
         PeerMessage::ConfigAccepted { generation, last_sequence, uncommitted, fences } => {
             let ranges = uncommitted.iter().map(Range::of).collect();
@@ -280,11 +283,11 @@ pub fn encode(address: Address, message: &PeerMessage) -> Frame {
         }
         PeerMessage::Session(message) => encode_session(m, message),
     };
-    Frame::with_payload(kind, meta.encode_to_vec(), payload)
+    Frame { lead, ..Frame::with_payload(kind, meta.encode_to_vec(), payload) }
 }
 
-fn encode_session(m: Meta, message: &SessionMessage) -> (u16, Meta, Bytes) {
-    let none = Bytes::new();
+fn encode_session(m: Meta, message: &SessionMessage) -> (u16, Meta, Body) {
+    let none = Body::default();
     match message {
         SessionMessage::Open { config } => (kind::OPEN, Meta { config: Some(config.into()), ..m }, none),
         SessionMessage::Table { entries, last } => {
@@ -303,19 +306,19 @@ fn encode_session(m: Meta, message: &SessionMessage) -> (u16, Meta, Bytes) {
             (kind::TABLE, Meta { entries, flag: *last, ..m }, none)
         }
         SessionMessage::Drop { chunk } => (kind::DROP, m.on(*chunk), none),
-        SessionMessage::Compare { chunk, windows } => (kind::COMPARE, m.on(*chunk), bulk(windows, &none)),
+        SessionMessage::Compare { chunk, windows } => (kind::COMPARE, m.on(*chunk), (Bytes::new(), hashes(windows))),
         SessionMessage::Differs { chunk, windows } => {
             (kind::DIFFERS, Meta { mask: u64::from(*windows), ..m }.on(*chunk), none)
         }
         SessionMessage::CompareWindow { chunk, window, groups } => {
-            (kind::COMPARE_WINDOW, Meta { first: *window, ..m }.on(*chunk), bulk(groups, &none))
+            (kind::COMPARE_WINDOW, Meta { first: *window, ..m }.on(*chunk), (Bytes::new(), hashes(groups)))
         }
         SessionMessage::WindowDiffers { chunk, window, groups } => {
             (kind::WINDOW_DIFFERS, Meta { first: *window, mask: u64::from(*groups), ..m }.on(*chunk), none)
         }
         SessionMessage::CompareBlocks { chunk, window, groups, leaves } => {
             let meta = Meta { first: *window, mask: u64::from(*groups), ..m };
-            (kind::COMPARE_BLOCKS, meta.on(*chunk), bulk(leaves, &none))
+            (kind::COMPARE_BLOCKS, meta.on(*chunk), (Bytes::new(), hashes(leaves)))
         }
         SessionMessage::BlocksDiffer { chunk, window, blocks } => {
             (kind::BLOCKS_DIFFER, Meta { first: *window, mask: *blocks, ..m }.on(*chunk), none)

@@ -88,7 +88,7 @@ fn messages() -> Vec<PeerMessage> {
 #[test]
 fn every_message_comes_back_as_it_went() {
     for message in messages() {
-        let frame = encode(address(), &message);
+        let frame = encode(address(), &message).received();
         assert_eq!(decode(&frame), Ok((address(), message)));
     }
 }
@@ -96,7 +96,7 @@ fn every_message_comes_back_as_it_went() {
 #[test]
 fn a_changed_block_is_refused() {
     let message = PeerMessage::Replicate { generation: G, sequence: 4, committed: 3, durable: true, op: write() };
-    let mut frame = encode(address(), &message);
+    let mut frame = encode(address(), &message).received();
     let mut payload = frame.payload.to_vec();
     *payload.last_mut().unwrap() ^= 1;
     frame.payload = payload.into();
@@ -106,7 +106,7 @@ fn a_changed_block_is_refused() {
 #[test]
 fn truncated_payloads_and_unknown_kinds_are_refused() {
     for message in messages() {
-        let mut frame = encode(address(), &message);
+        let mut frame = encode(address(), &message).received();
         if !frame.payload.is_empty() {
             frame.payload.truncate(frame.payload.len() - 1);
             assert!(decode(&frame).is_err(), "{message:?}");

@@ -279,7 +279,7 @@ impl Disk {
                 }
                 DiskResult::Done
             }
-            DiskOp::Read { chunk, first_block, count } => self.read(chunk, first_block, count),
+            DiskOp::Read { chunk, first_block, count, .. } => self.read(chunk, first_block, count),
             DiskOp::Flush { .. } => DiskResult::Done,
             DiskOp::Persist(mut state) => {
                 if self.canary == Some(Canary::IncompleteMarkForgotten) {

@@ -220,7 +220,8 @@ impl Replica {
     fn read_op(&mut self, ticket: Ticket) {
         if let Some(op) = self.ops.get(&ticket) {
             let (chunk, first_block, count) = (op.chunk, op.range.start, op.range.end - op.range.start);
-            self.disk(DiskOp::Read { chunk, first_block, count }, Waiting::Op(ticket));
+            let resync = matches!(op.step, Step::Window { .. });
+            self.disk(DiskOp::Read { chunk, first_block, count, resync }, Waiting::Op(ticket));
         }
     }
 

@@ -46,7 +46,7 @@ impl Replica {
             }
             PeerMessage::Fetch { generation, id, chunk, first_block, count } => {
                 if generation == self.generation() && matches!(self.role, Role::Secondary) {
-                    self.disk(DiskOp::Read { chunk, first_block, count }, Waiting::Fetch { from, id });
+                    self.disk(DiskOp::Read { chunk, first_block, count, resync: false }, Waiting::Fetch { from, id });
                 } else if generation == self.generation() && self.accepting.is_none() {
                     // Restarted, and no member any more: nothing here is good enough.
                     let (leaves, data) = (Arc::default(), Bytes::new());

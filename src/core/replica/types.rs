@@ -475,6 +475,8 @@ pub enum DiskOp {
         first_block: u32,
         /// Blocks.
         count: u32,
+        /// For a copy: no guest waits for it.
+        resync: bool,
     },
     /// fdatasync, with the PG's flush mark.
     Flush {
