@@ -1,12 +1,13 @@
 //! Copies that run and jobs that want them, as JSON; see [`super::types`].
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::core::cluster::{JobState, ResyncClass};
 use crate::core::ids::DiskId;
 
 /// One running copy.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct SessionInfo {
     /// PG.
     pub pg: String,
@@ -30,7 +31,7 @@ pub struct SessionInfo {
 }
 
 /// A plan and what became of it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct JobInfo {
     /// Counts up over the cluster's life.
     pub id: u64,
@@ -63,7 +64,7 @@ pub struct JobInfo {
 }
 
 /// What a change of a job did.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct JobChanged {
     /// One sentence.
     pub message: String,
@@ -72,7 +73,7 @@ pub struct JobChanged {
 }
 
 /// A copy without progress.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct StallInfo {
     /// For how long.
     pub seconds: f64,

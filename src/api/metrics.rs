@@ -20,7 +20,7 @@ pub use prometheus::IntGauge;
 pub use throttle::ThrottleMetrics;
 
 /// Kind of a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Only rises.
@@ -32,7 +32,7 @@ pub enum Kind {
 }
 
 /// Which daemons report a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Daemon {
     /// Coordinator.
@@ -44,7 +44,7 @@ pub enum Daemon {
 }
 
 /// A row of the table.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[derive(Clone, Copy, Debug, serde::Serialize, schemars::JsonSchema)]
 pub struct Row {
     /// Full name.
     pub name: &'static str,

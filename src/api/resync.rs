@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::types::{ResyncStatus, SessionInfo};
 use crate::core::cluster::{ClassSettings, DeadlineWins, Profile, ResyncClass};
 
 /// A number, or a word that stands for one: `default` and `none` take it away.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Knob {
     /// The value.
@@ -19,7 +20,7 @@ pub enum Knob {
 
 /// Changes the throttle; what is absent stays. All of it holds, or nothing does. Everywhere `default` and `none` take away
 /// what was set.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ResyncSet {
     /// Bytes per second and disk, as a number with a unit.
@@ -55,7 +56,7 @@ pub struct ResyncSet {
 }
 
 /// The throttle as it is in effect, where each value comes from, and the copies that run.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ResyncInfo {
     /// As in [`Status`](super::types::Status).
     pub status: ResyncStatus,
@@ -117,7 +118,7 @@ pub struct ResyncInfo {
 }
 
 /// What holds on a node that has something of its own.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct NodeLimits {
     /// Effective; `null`: none.
     pub cap_bytes_per_sec: Option<u64>,
@@ -134,7 +135,7 @@ pub struct NodeLimits {
 }
 
 /// A latency target of a pool or a volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OwnTarget {
     /// As a multiple of the quiet p99.
     pub target_inflation: Option<f64>,
@@ -143,7 +144,7 @@ pub struct OwnTarget {
 }
 
 /// A window.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WindowInfo {
     /// As operators write it.
     pub window: String,
@@ -152,7 +153,7 @@ pub struct WindowInfo {
 }
 
 /// A deadline and how it stands.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct DeadlineInfo {
     /// Unix time.
     pub unix_seconds: u64,
@@ -169,7 +170,7 @@ pub struct DeadlineInfo {
 }
 
 /// What a class does.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ClassProgress {
     /// Class.
     pub class: ResyncClass,

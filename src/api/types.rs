@@ -29,6 +29,7 @@
 //!
 //! Errors are [`ApiError`] with a 4xx or 5xx status. Every other request carries `Authorization: Bearer TOKEN`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::copies::{JobChanged, JobInfo, SessionInfo, StallInfo};
@@ -41,7 +42,7 @@ use crate::core::placement::Span;
 pub use crate::core::placement::{Question as PlanRequest, WhatIf as PlanReply};
 
 /// What `evenkeel status -o json` prints.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The cluster's id.
     pub cluster: String,
@@ -80,7 +81,7 @@ pub struct Status {
 }
 
 /// PG states: clean + degraded + unavailable = total.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PgCounts {
     /// All.
     pub total: u64,
@@ -95,7 +96,7 @@ pub struct PgCounts {
 }
 
 /// Progress of all background copies.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ResyncStatus {
     /// Sessions that copy now.
     pub active_moves: u64,
@@ -129,7 +130,7 @@ pub struct ResyncStatus {
 }
 
 /// Foreground load as primaries see it.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ForegroundStatus {
     /// Per second, over the last second.
     pub read_iops: u64,
@@ -142,7 +143,7 @@ pub struct ForegroundStatus {
 }
 
 /// A node in [`Status`].
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct NodeStatus {
     /// Id.
     pub id: NodeId,
@@ -153,7 +154,7 @@ pub struct NodeStatus {
 }
 
 /// A disk in [`Status`].
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct DiskStatus {
     /// Id.
     pub id: DiskId,
@@ -175,7 +176,7 @@ pub struct DiskStatus {
 }
 
 /// `node list|show`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NodeInfo {
     /// Id.
     pub id: NodeId,
@@ -200,7 +201,7 @@ pub struct NodeInfo {
 }
 
 /// `disk list|show`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DiskInfo {
     /// Id.
     pub id: DiskId,
@@ -223,7 +224,7 @@ pub struct DiskInfo {
 }
 
 /// `pool list|show`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PoolInfo {
     /// Id.
     pub id: PoolId,
@@ -246,7 +247,7 @@ pub struct PoolInfo {
 }
 
 /// Creates a pool.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PoolCreate {
     /// Name.
     pub name: String,
@@ -265,7 +266,7 @@ pub struct PoolCreate {
 }
 
 /// Changes a pool; what is absent stays.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct PoolSet {
     /// Copies.
     pub replicas: Option<u32>,
@@ -281,14 +282,14 @@ pub struct PoolSet {
 }
 
 /// Sets what the operator wants of a node.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NodeStateSet {
     /// `active`, `draining`, `maintenance`, `removed`.
     pub state: crate::core::cluster::NodeAdminState,
 }
 
 /// `pg list|show`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PgInfo {
     /// Id, as POOL.INDEX.
     pub id: String,
@@ -313,7 +314,7 @@ pub struct PgInfo {
 }
 
 /// The operator's last resort for an unavailable PG: one copy leads, below min_replicas.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForcePromoteRequest {
     /// The disk whose copy leads; none: the best complete one.
@@ -325,7 +326,7 @@ pub struct ForcePromoteRequest {
 }
 
 /// What force-promote did, or would do.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ForcePromoteReply {
     /// PG, as POOL.INDEX.
     pub pg: String,
@@ -352,7 +353,7 @@ pub struct ForcePromoteReply {
 }
 
 /// A copy that could lead.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ForceCandidate {
     /// Its disk.
     pub disk: DiskId,
@@ -369,7 +370,7 @@ pub struct ForceCandidate {
 }
 
 /// Something that happened.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// Counts up.
     pub id: u64,
@@ -385,7 +386,7 @@ pub struct Event {
 }
 
 /// A daemon's admin address, as Prometheus' HTTP service discovery takes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ScrapeTarget {
     /// One `host:port`.
     pub targets: Vec<String>,
@@ -394,7 +395,7 @@ pub struct ScrapeTarget {
 }
 
 /// Makes a join token.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TokenCreate {
     /// `node`, `gateway`, `operator`, `viewer`.
     pub role: String,
@@ -403,7 +404,7 @@ pub struct TokenCreate {
 }
 
 /// A join token; it is shown once.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TokenCreated {
     /// Text form.
     pub token: String,
@@ -412,7 +413,7 @@ pub struct TokenCreated {
 }
 
 /// A process trades a join token for a certificate.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct JoinRequest {
     /// Text form.
     pub token: String,
@@ -431,7 +432,7 @@ pub struct JoinRequest {
 }
 
 /// A gateway or CLI trades its bearer token for a short-lived certificate.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CertificateRequest {
     /// `gateway`, `operator` or `viewer`.
     pub role: String,
@@ -442,7 +443,7 @@ pub struct CertificateRequest {
 }
 
 /// What a joiner needs.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct JoinReply {
     /// Cluster id, hex.
     pub cluster: String,
@@ -457,7 +458,7 @@ pub struct JoinReply {
 }
 
 /// The map in short, for tools.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct MapSummary {
     /// Epoch.
     pub epoch: u32,
@@ -474,14 +475,14 @@ pub struct MapSummary {
 }
 
 /// Nodes that are to be stopped together.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct OkToStopRequest {
     /// By name.
     pub nodes: Vec<String>,
 }
 
 /// Whether nodes may be stopped together.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct OkToStop {
     /// Every PG serves on.
     pub ok: bool,
@@ -494,7 +495,7 @@ pub struct OkToStop {
 }
 
 /// A PG that would stop serving.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct StopBlocked {
     /// Its id.
     pub pg: String,
@@ -505,21 +506,21 @@ pub struct StopBlocked {
 }
 
 /// Success without more to say than what changed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Done {
     /// One sentence.
     pub message: String,
 }
 
 /// Failure.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ApiError {
     /// One sentence that names the thing and the way out.
     pub error: String,
 }
 
 /// `D/cluster.json`, written by `evenkeel dev` and read by every command.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterFile {
     /// Admin API base URL.
     pub api: String,
@@ -532,7 +533,7 @@ pub struct ClusterFile {
 }
 
 /// A daemon in [`ClusterFile`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterFileDaemon {
     /// Process id.
     pub pid: u32,
@@ -543,7 +544,7 @@ pub struct ClusterFileDaemon {
 }
 
 /// A node in [`ClusterFile`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterFileNode {
     /// Id.
     pub id: NodeId,
@@ -562,7 +563,7 @@ pub struct ClusterFileNode {
 }
 
 /// A disk in [`ClusterFileNode`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterFileDisk {
     /// Id.
     pub id: DiskId,

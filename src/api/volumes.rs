@@ -1,5 +1,6 @@
 //! JSON bodies of `/v1/volumes`; see [`super::types`].
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::types::{Knob, PgCounts};
@@ -8,7 +9,7 @@ use crate::core::ids::{DiskId, VolumeId};
 use crate::core::placement::Span;
 
 /// `volume list|show`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeInfo {
     /// Id.
     pub id: VolumeId,
@@ -44,7 +45,7 @@ pub struct VolumeInfo {
 }
 
 /// How safe a volume's chunks are. A chunk stands as its PG does; what was never written counts too.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeRedundancy {
     /// All chunks.
     pub chunks: ChunkCounts,
@@ -59,7 +60,7 @@ pub struct VolumeRedundancy {
 }
 
 /// clean + degraded + unavailable = total.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChunkCounts {
     /// All.
     pub total: u64,
@@ -87,7 +88,7 @@ impl ChunkCounts {
 }
 
 /// A PG of a volume.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct VolumePg {
     /// Id.
     pub pg: String,
@@ -108,7 +109,7 @@ pub struct VolumePg {
 }
 
 /// Creates a volume.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeCreate {
     /// Name: letters, digits, `-`, `_`, `.`; at most 128 bytes.
     pub name: String,
@@ -128,7 +129,7 @@ pub struct VolumeCreate {
 }
 
 /// Changes a volume; what is absent stays.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeSet {
     /// Grow or shrink. Shrinking needs `allow_shrink`.
     pub size_bytes: Option<u64>,

@@ -6,12 +6,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 macro_rules! numeric_id {
     ($(#[$doc:meta])* $name:ident, $inner:ty, $prefix:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize, JsonSchema)]
         #[serde(transparent)]
         pub struct $name(pub $inner);
 
@@ -93,7 +94,7 @@ impl<'de> Deserialize<'de> for ClusterId {
 }
 
 /// A placement group: the unit of replication and of movement.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct PgId {
     /// The pool that it belongs to.
     pub pool: PoolId,
@@ -128,7 +129,7 @@ impl FromStr for PgId {
 }
 
 /// A chunk of a volume: `index` counts 4 MiB pieces from the volume's start.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ChunkId {
     /// The volume.
     pub volume: VolumeId,
@@ -143,7 +144,7 @@ impl fmt::Display for ChunkId {
 }
 
 /// A configuration's generation: (map epoch, n), compared in that order (R4).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Generation {
     /// The epoch of the cluster map: it rises at each import, restore or rebuild.
     pub epoch: u32,
@@ -165,7 +166,7 @@ impl fmt::Display for Generation {
 }
 
 /// A random number that a process keeps from one unclean start to the next (R1). A clean stop may keep it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct BootId(pub u64);
 

@@ -10,6 +10,7 @@
 //!
 //! Units: bytes, milliseconds of Unix time. Non-goals: the moves themselves (`core/manager/plan`).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::command::{Outcome, RecordKey, Refusal};
@@ -19,7 +20,7 @@ use super::state::{Record, Tx};
 pub const JOBS_MAX: usize = 100;
 
 /// How a job stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
     /// Its moves run or wait for slots.

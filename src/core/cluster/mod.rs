@@ -21,6 +21,7 @@ pub mod state;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use job::{Job, JobState};
@@ -85,7 +86,7 @@ pub struct Node {
 }
 
 /// What the operator wants of a node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeAdminState {
     /// Takes replicas.
@@ -115,7 +116,7 @@ pub struct Disk {
 }
 
 /// A disk's lasting state; whether it answers now is the coordinator's observation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskAdminState {
     /// In use.
@@ -130,7 +131,7 @@ pub enum DiskAdminState {
 }
 
 /// The level of the topology at which two replicas may not share a place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FailureDomain {
     /// Two replicas may share a node, not a disk.
@@ -168,7 +169,7 @@ pub struct Pool {
 }
 
 /// A run of a volume's chunks and the PGs that they cycle over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stripe {
     /// The first chunk of the run.
     pub first_chunk: u32,
@@ -251,7 +252,7 @@ impl Volume {
 }
 
 /// A member or learner: a disk as it was at one boot (R1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Replica {
     /// The disk.
     pub disk: DiskId,
@@ -260,7 +261,7 @@ pub struct Replica {
 }
 
 /// Why a learner copies; the order is the order of urgency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ResyncClass {
     /// One copy left.
@@ -304,7 +305,7 @@ impl ResyncClass {
 }
 
 /// A replica on its way in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Learner {
     /// The disk, at its boot.
     pub replica: Replica,
@@ -362,7 +363,7 @@ impl PgConfig {
 }
 
 /// Operator settings that daemons follow live.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Settings {
     /// Throttle of resync: what is in effect, and all that nodes need.
     pub resync: ResyncSettings,

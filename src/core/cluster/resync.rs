@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ResyncClass;
@@ -15,7 +16,7 @@ use crate::core::ids::{NodeId, PoolId, VolumeId};
 pub const DAY_MINUTES: u16 = 1440;
 
 /// What operators said: each value is absent until it is given.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ResyncConfig {
     /// Floor and target in one word; `None`: balanced.
@@ -45,7 +46,7 @@ pub struct ResyncConfig {
 }
 
 /// Single values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Limits {
     /// Never more than this.
@@ -57,7 +58,7 @@ pub struct Limits {
 }
 
 /// A foreground latency target. An explicit p99 goes before a multiple.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Target {
     /// As a multiple of the quiet p99.
@@ -74,7 +75,7 @@ impl Target {
 }
 
 /// What one node has of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct NodeOverrides {
     /// Goes before all that holds for the cluster, a window's profile too.
@@ -86,7 +87,7 @@ pub struct NodeOverrides {
 }
 
 /// A time of the week in which a profile holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Window {
     /// The days on which it begins: bit 0 is Monday, bit 6 Sunday.
     pub days: u8,
@@ -99,7 +100,7 @@ pub struct Window {
 }
 
 /// What goes first if deadline and latency target can't both hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeadlineWins {
     /// The floor rises to what the deadline needs, whatever guests see of it; the cap still holds.
@@ -110,7 +111,7 @@ pub enum DeadlineWins {
 }
 
 /// What is in effect.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResyncSettings {
     /// Over all classes; `None`: no cap.
     pub cap_bytes_per_sec: Option<u64>,
@@ -143,7 +144,7 @@ pub struct ResyncSettings {
 }
 
 /// What holds for the disks of one node, instead of what holds for all.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeSettings {
     /// As in [`ResyncSettings`].
     pub cap_bytes_per_sec: Option<u64>,
@@ -158,7 +159,7 @@ pub struct NodeSettings {
 }
 
 /// A class's own limits, within those over all classes. Bytes per second, per disk, reads and writes counted apart.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClassSettings {
     /// Never more than this.
     pub cap_bytes_per_sec: Option<u64>,
@@ -172,7 +173,7 @@ pub struct ClassSettings {
 }
 
 /// Floor and target in one word.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
     /// Guests first: p99 of 1.5 × the quiet one, below which a baseline's own noise would be taken for resync's effect;

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::model::{Input, Plan};
@@ -20,7 +21,7 @@ const HIGH_SLACK: f64 = 1.25;
 const RATE_MIN: f64 = 1e-6;
 
 /// What resync may use.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Rates {
     /// Of one disk, for reads and for writes each.
     pub disk_bytes_per_sec: u64,
@@ -63,7 +64,7 @@ impl Rates {
 }
 
 /// A range of seconds from now. Negative: diverging.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Span {
     /// If all goes well.
     pub low: f64,
@@ -81,7 +82,7 @@ impl Span {
 }
 
 /// When the plan's phases end.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Eta {
     /// All PGs have all their copies.
     pub redundant: Span,

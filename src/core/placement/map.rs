@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::model::{DiskInfo, DiskState, FailureDomain, Input, PgPlacement, PoolSpec, Topology};
@@ -85,7 +86,7 @@ pub enum ReadMap {
 }
 
 /// A disk's id as a map writes it.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum DiskName {
     /// A plain number.
@@ -113,7 +114,7 @@ impl std::fmt::Display for DiskName {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FilePool {
     name: String,
@@ -127,7 +128,7 @@ struct FilePool {
     pg_count: u32,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FileDisk {
     id: DiskName,
@@ -146,7 +147,7 @@ fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FileNode {
     name: String,
@@ -159,7 +160,7 @@ struct FileNode {
     disks: Vec<FileDisk>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct File {
     pools: Vec<FilePool>,

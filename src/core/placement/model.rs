@@ -1,12 +1,13 @@
 //! What the planner reads and what it returns.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::core::cluster::ResyncClass;
 use crate::core::ids::{DiskId, NodeId, PgId, PoolId};
 
 /// What a disk may do for placement.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskState {
     /// Serves, gives and takes replicas.
@@ -46,7 +47,7 @@ impl DiskState {
 }
 
 /// One disk, where it stands, and what it can take.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct DiskInfo {
     /// The disk.
     pub id: DiskId,
@@ -71,14 +72,14 @@ pub struct DiskInfo {
 }
 
 /// The cluster's disks.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Topology {
     /// In any order; ids are unique.
     pub disks: Vec<DiskInfo>,
 }
 
 /// What must not hold two replicas of one PG.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureDomain {
     /// One disk.
@@ -104,7 +105,7 @@ impl FailureDomain {
 }
 
 /// A pool's rule.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct PoolSpec {
     /// The pool.
     pub id: PoolId,
@@ -123,7 +124,7 @@ pub struct PoolSpec {
 }
 
 /// One PG's disks.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct PgPlacement {
     /// The PG.
     pub pg: PgId,
@@ -134,7 +135,7 @@ pub struct PgPlacement {
 }
 
 /// What no plan may exceed.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
     /// No plan fills a disk past this part of its capacity.
     pub backfill_limit_ratio: f64,
@@ -147,7 +148,7 @@ impl Default for Limits {
 }
 
 /// A move of an earlier plan that has begun. It is kept if it is still useful.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PendingMove {
     /// The PG.
     pub pg: PgId,
@@ -159,7 +160,7 @@ pub struct PendingMove {
 
 /// How far the planner goes to spread each PG over releases, for pools that don't ask for it by
 /// [`FailureDomain::Release`] (those use the default).
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Cohort {
     /// Extra moves allowed, as a part of the pool's replicas.
     pub budget_ratio: f64,
@@ -172,7 +173,7 @@ impl Default for Cohort {
 }
 
 /// All that a plan depends on.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Input {
     /// The disks.
     pub topology: Topology,
@@ -191,7 +192,7 @@ pub struct Input {
 }
 
 /// Why a replica moves; in order of urgency.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum MoveClass {
     /// One live copy is left, or none.
@@ -227,7 +228,7 @@ impl From<MoveClass> for ResyncClass {
 }
 
 /// One PG replica's change of disk.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Move {
     /// The PG.
     pub pg: PgId,
@@ -244,7 +245,7 @@ pub struct Move {
 }
 
 /// A copy beyond its pool's count, which goes without a successor once the PG is clean.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Removal {
     /// The PG.
     pub pg: PgId,
@@ -257,7 +258,7 @@ pub struct Removal {
 }
 
 /// Sums over a plan.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Totals {
     /// Number of moves.
     pub moves: u64,
@@ -274,7 +275,7 @@ pub struct Totals {
 }
 
 /// How even a placement is.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Evenness {
     /// Fullest disk's PG replicas per byte of capacity over the mean.
     pub max_over_mean: f64,
@@ -285,7 +286,7 @@ pub struct Evenness {
 }
 
 /// Evenness before and after.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Balance {
     /// Today's.
     pub before: Evenness,
@@ -294,7 +295,7 @@ pub struct Balance {
 }
 
 /// What the plan could not do.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Rejected {
     /// The item: a PG, a pool, a disk, a row of the input.
     pub what: String,
@@ -303,7 +304,7 @@ pub struct Rejected {
 }
 
 /// Space that lacks for a pool's replicas in one place.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct MissingCapacity {
     /// The pool.
     pub pool: PoolId,
@@ -318,7 +319,7 @@ pub struct MissingCapacity {
 }
 
 /// A target and the way to it.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// Every PG of every pool, by id; primaries first. A row is shorter than `replicas` where `rejected` says why.
     pub target: Vec<PgPlacement>,

@@ -3,6 +3,7 @@
 //! The command line's specs are parsed here, so that the live and the offline path, and the simulator, share one
 //! form: `name=n9,zone=z2,rack=r1,disks=4x6TiB:ssd`. Non-goal: printing.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::check;
@@ -19,7 +20,7 @@ use crate::core::units::{HumanBytes, ParseUnit, parse_bytes};
 const NODE_DISKS_MAX: u32 = 1024;
 
 /// "What if …": changes to a map, in the command line's form, and what resync may use.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Question {
     /// Nodes to add, as `name=n9,zone=z2,rack=r1,disks=4x6TiB:ssd`.
@@ -333,7 +334,7 @@ fn unknown<'a>(what: &'static str, name: &str, known: impl Iterator<Item = &'a s
 }
 
 /// A move by names.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NamedMove {
     /// The pool's name.
     pub pool: String,
@@ -350,7 +351,7 @@ pub struct NamedMove {
 }
 
 /// A copy given up without a successor, by names.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NamedRemoval {
     /// The pool's name.
     pub pool: String,
@@ -363,7 +364,7 @@ pub struct NamedRemoval {
 }
 
 /// Space that lacks for a pool's copies in one place, by names.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct NamedMissing {
     /// The pool's name.
     pub pool: String,
@@ -417,7 +418,7 @@ impl ClusterMap {
 }
 
 /// The answer to a what-if, as `plan -o json` prints it.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct WhatIf {
     /// Every move.
     pub moves: Vec<NamedMove>,

@@ -1,11 +1,12 @@
 //! What a run tells.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::core::placement::{Eta, NamedMissing, Rejected};
 
 /// PGs by state: clean + degraded + unavailable = total.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Pgs {
     /// All copies there.
     pub clean: u64,
@@ -20,7 +21,7 @@ pub struct Pgs {
 }
 
 /// Bytes that wait.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Bytes {
     /// Data with one copy left.
     pub at_risk: u64,
@@ -35,7 +36,7 @@ pub struct Bytes {
 }
 
 /// What happened after a row; none where it never did.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Actual {
     /// Seconds until no copy was missing.
     pub redundant: Option<f64>,
@@ -44,7 +45,7 @@ pub struct Actual {
 }
 
 /// One moment.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Row {
     /// Seconds since the start.
     pub at_seconds: f64,
@@ -67,7 +68,7 @@ pub struct Row {
 }
 
 /// An ETA and what followed.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Told {
     /// When it was told.
     pub at_seconds: f64,
@@ -78,7 +79,7 @@ pub struct Told {
 }
 
 /// One plan.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct JobLog {
     /// From 1.
     pub id: u64,
@@ -101,7 +102,7 @@ pub struct JobLog {
 }
 
 /// Why a run ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ended {
     /// Nothing is left to do.
@@ -118,7 +119,7 @@ pub enum Ended {
 }
 
 /// A whole run.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// Moments, in order.
     pub timeline: Vec<Row>,
