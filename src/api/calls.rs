@@ -111,35 +111,6 @@ pub enum Caller {
     Anyone,
 }
 
-impl AdminCall {
-    /// True if it changes nothing.
-    pub fn is_read(&self) -> bool {
-        matches!(
-            self,
-            AdminCall::Status
-                | AdminCall::Nodes
-                | AdminCall::Node(_)
-                | AdminCall::Disks
-                | AdminCall::Pools
-                | AdminCall::Pool(_)
-                | AdminCall::Volumes
-                | AdminCall::Volume(_)
-                | AdminCall::Pgs
-                | AdminCall::Pg(_)
-                | AdminCall::Map
-                | AdminCall::MapExport
-                | AdminCall::OkToStop(_)
-                | AdminCall::Resync
-                | AdminCall::Jobs
-                | AdminCall::Job(_)
-                | AdminCall::Events { .. }
-                | AdminCall::Plan(_)
-                | AdminCall::Metrics
-                | AdminCall::ScrapeTargets
-        )
-    }
-}
-
 /// Why a call failed: an HTTP status and one sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

@@ -1,4 +1,4 @@
-//! The admin HTTP API: its types, shared by the coordinator (server) and the command line (client); its routes; the console; and the
+//! The admin HTTP API: its types, shared by the coordinator (server) and the command line (client); its operations, from which routes and the OpenAPI document are made; the console; and the
 //! table of metrics of every daemon.
 
 pub mod calls;
@@ -6,6 +6,8 @@ pub mod client;
 pub mod console;
 pub mod copies;
 pub mod metrics;
+pub mod openapi;
+pub mod operations;
 pub mod resync;
 pub mod router;
 pub mod types;

@@ -4,19 +4,20 @@
 //! proof is the join token, and the console, `GET /metrics` and `GET /v1/prometheus/targets` from loopback. Bodies are bounded. The router only translates; the
 //! daemon that owns the state answers [`AdminMessage`]s.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, patch, post};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use super::calls::{Access, AdminCall, AdminMessage, CallFailed, Caller, JobChange};
+use super::calls::{Access, AdminCall, AdminMessage, CallFailed, Caller};
+use super::operations::{Role, operations};
 use super::types::ApiError;
 
 /// Signing requests are the largest bodies, at a few hundred bytes; what-if plans list nodes.
@@ -25,8 +26,9 @@ const BODY_BYTES_MAX: usize = 256 << 10;
 /// Decides who a caller is, from its headers and the connection.
 pub type Authorise = dyn Fn(&axum::http::Extensions, &HeaderMap) -> Access + Send + Sync;
 
+/// What every route shares.
 #[derive(Clone)]
-struct App {
+pub(super) struct App {
     calls: mpsc::Sender<AdminMessage>,
     authorise: Arc<Authorise>,
 }
@@ -35,75 +37,35 @@ struct App {
 pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>, console: Router) -> Router {
     let app = App { calls, authorise };
     let console = console.layer(from_fn_with_state(app.clone(), readers_only));
-    Router::new()
-        .route("/metrics", get(|s: Ctx| s.call(AdminCall::Metrics)))
-        .route("/v1/prometheus/targets", get(|s: Ctx| s.call(AdminCall::ScrapeTargets)))
-        .route("/v1/status", get(|s: Ctx| s.call(AdminCall::Status)))
-        .route("/v1/nodes", get(|s: Ctx| s.call(AdminCall::Nodes)))
-        .route("/v1/nodes/{name}", get(|Path(n): Path<String>, s: Ctx| s.call(AdminCall::Node(n))))
-        .route(
-            "/v1/nodes/{name}/state",
-            post(|Path(n): Path<String>, s: Ctx, b: Bytes| s.call_with(b, |r| AdminCall::NodeState(n, r))),
-        )
-        .route("/v1/ok-to-stop", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::OkToStop)))
-        .route("/v1/disks", get(|s: Ctx| s.call(AdminCall::Disks)))
-        .route("/v1/pools", get(|s: Ctx| s.call(AdminCall::Pools)))
-        .route("/v1/pools", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::PoolCreate)))
-        .route("/v1/pools/{name}", get(|Path(n): Path<String>, s: Ctx| s.call(AdminCall::Pool(n))))
-        .route(
-            "/v1/pools/{name}",
-            patch(|Path(n): Path<String>, s: Ctx, b: Bytes| s.call_with(b, |r| AdminCall::PoolSet(n, r))),
-        )
-        .route("/v1/pools/{name}", delete(|Path(n): Path<String>, s: Ctx| s.call(AdminCall::PoolDelete(n))))
-        .route("/v1/volumes", get(|s: Ctx| s.call(AdminCall::Volumes)))
-        .route("/v1/volumes", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::VolumeCreate)))
-        .route("/v1/volumes/{name}", get(|Path(n): Path<String>, s: Ctx| s.call(AdminCall::Volume(n))))
-        .route(
-            "/v1/volumes/{name}",
-            patch(|Path(n): Path<String>, s: Ctx, b: Bytes| s.call_with(b, |r| AdminCall::VolumeSet(n, r))),
-        )
-        .route("/v1/volumes/{name}", delete(|Path(n): Path<String>, s: Ctx| s.call(AdminCall::VolumeDelete(n))))
-        .route("/v1/pgs", get(|s: Ctx| s.call(AdminCall::Pgs)))
-        .route("/v1/pgs/{id}", get(|Path(n): Path<String>, s: Ctx| s.call(AdminCall::Pg(n))))
-        .route(
-            "/v1/pgs/{id}/force-promote",
-            post(|Path(n): Path<String>, s: Ctx, b: Bytes| s.call_with(b, |r| AdminCall::ForcePromote(n, r))),
-        )
-        .route("/v1/map", get(|s: Ctx| s.call(AdminCall::Map)))
-        .route("/v1/map/export", get(|s: Ctx| s.call(AdminCall::MapExport)))
-        .route("/v1/plan", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::Plan)))
-        .route("/v1/resync", get(|s: Ctx| s.call(AdminCall::Resync)))
-        .route("/v1/resync", patch(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::ResyncSet)))
-        .route("/v1/jobs", get(|s: Ctx| s.call(AdminCall::Jobs)))
-        .route("/v1/jobs/{id}", get(|Path(n): Path<String>, s: Ctx| s.call(AdminCall::Job(n))))
-        .route("/v1/jobs/{id}/pause", job_change(JobChange::Pause))
-        .route("/v1/jobs/{id}/resume", job_change(JobChange::Resume))
-        .route("/v1/jobs/{id}/cancel", job_change(JobChange::Cancel))
-        .route("/v1/events", get(events))
-        .route("/v1/tokens", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::TokenCreate)))
-        .route("/v1/join", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::Join)))
-        .route("/v1/certificates", post(|s: Ctx, b: Bytes| s.call_with(b, AdminCall::Certificate)))
+    let routes = operations().into_iter().fold(Router::new(), |router, o| router.route(o.path, o.route));
+    routes
         .fallback(async || failed(CallFailed::new(404, "there is nothing at this path: the API is under /v1")))
+        .method_not_allowed_fallback(async || {
+            failed(CallFailed::new(405, "this path takes other methods: /v1/openapi.json has them"))
+        })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(app)
         .merge(console)
 }
 
-fn job_change(change: JobChange) -> axum::routing::MethodRouter<App> {
-    post(move |Path(n): Path<String>, s: Ctx| s.call(AdminCall::JobChange(n, change)))
-}
-
 #[derive(serde::Deserialize)]
-struct EventsQuery {
+pub(super) struct EventsQuery {
     #[serde(default)]
     after: u64,
 }
 
-async fn events(query: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>, ctx: Ctx) -> Response {
+/// GET /v1/events
+pub(super) async fn events(query: Result<Query<EventsQuery>, QueryRejection>, ctx: Ctx) -> Response {
     match query {
-        Ok(Query(q)) => ctx.call(AdminCall::Events { after: q.after }).await,
+        Ok(Query(q)) => ctx.call(Role::Viewer, AdminCall::Events { after: q.after }).await,
         Err(_) => failed(CallFailed::new(400, "`after` must be an event's number, as in /v1/events?after=17")),
     }
+}
+
+/// GET /v1/openapi.json
+pub(super) async fn document() -> Response {
+    static TEXT: LazyLock<String> = LazyLock::new(|| super::openapi::document().to_string());
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str()).into_response()
 }
 
 /// The console is for whoever is on this host, or is known.
@@ -116,8 +78,13 @@ async fn readers_only(ctx: Ctx, request: Request, next: Next) -> Response {
     failed(CallFailed::new(401, text))
 }
 
+/// The path's parameter.
+pub(super) type Name = Result<Path<String>, PathRejection>;
+/// The request's body.
+pub(super) type Body = Result<Bytes, BytesRejection>;
+
 /// The app and who asks.
-struct Ctx {
+pub(super) struct Ctx {
     app: App,
     access: Access,
 }
@@ -132,15 +99,12 @@ impl axum::extract::FromRequestParts<App> for Ctx {
 }
 
 impl Ctx {
-    async fn call(self, call: AdminCall) -> Response {
-        let open = match &call {
-            AdminCall::Join(_) => true,
-            AdminCall::Metrics | AdminCall::ScrapeTargets => self.access.loopback,
-            _ => false,
-        };
+    /// Asks, if the caller has the role.
+    pub(super) async fn call(self, role: Role, call: AdminCall) -> Response {
+        let open = role == Role::Anyone || (role == Role::Loopback && self.access.loopback);
         match self.access.caller {
             Caller::Operator => {}
-            Caller::Viewer if call.is_read() || open => {}
+            Caller::Viewer if role != Role::Operator => {}
             Caller::Viewer => {
                 return failed(CallFailed::new(403, "a viewer may only read: use an operator's token or certificate"));
             }
@@ -163,11 +127,40 @@ impl Ctx {
         }
     }
 
-    async fn call_with<T: DeserializeOwned>(self, body: Bytes, make: impl FnOnce(T) -> AdminCall) -> Response {
+    pub(super) async fn call_named(self, role: Role, name: Name, call: impl FnOnce(String) -> AdminCall) -> Response {
+        match name {
+            Ok(Path(name)) => self.call(role, call(name)).await,
+            Err(e) => failed(CallFailed::new(e.status().as_u16(), e.body_text())),
+        }
+    }
+
+    pub(super) async fn call_named_with<T: DeserializeOwned>(
+        self,
+        role: Role,
+        name: Name,
+        body: Body,
+        make: impl FnOnce(String, T) -> AdminCall,
+    ) -> Response {
+        match name {
+            Ok(Path(name)) => self.call_with(role, body, |request| make(name, request)).await,
+            Err(e) => failed(CallFailed::new(e.status().as_u16(), e.body_text())),
+        }
+    }
+
+    pub(super) async fn call_with<T: DeserializeOwned>(
+        self,
+        role: Role,
+        body: Body,
+        make: impl FnOnce(T) -> AdminCall,
+    ) -> Response {
+        let body = match body {
+            Ok(body) => body,
+            Err(e) => return failed(CallFailed::new(e.status().as_u16(), e.body_text())),
+        };
         // An empty body is an empty request: `POST /v1/plan` without a question asks about now.
         let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
         match serde_json::from_slice(text) {
-            Ok(request) => self.call(make(request)).await,
+            Ok(request) => self.call(role, make(request)).await,
             // A stranger learns nothing of the request's form.
             Err(_) if self.access.caller == Caller::Anyone && !body.starts_with(b"{") => failed(unauthorised()),
             Err(e) => failed(CallFailed::new(400, format!("the request's body is not what this path takes: {e}"))),

@@ -16,15 +16,21 @@ use super::Session;
 use super::args::CertificateArgs;
 
 /// What `-o json` prints.
-#[derive(Debug, Serialize, Deserialize)]
-struct Issued {
+#[derive(Debug, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Issued {
+    /// The cluster's id.
     cluster: String,
+    /// `viewer` or `operator`.
     role: String,
+    /// The certificate's file.
     cert: String,
+    /// The private key's file.
     key: String,
+    /// The file of the cluster's CA certificate.
     ca: String,
     /// The name that every daemon's certificate has: what a client checks a server against.
     server_name: String,
+    /// Unix time, seconds.
     expires_unix_seconds: u64,
     /// False: the one that was there lasts long enough.
     renewed: bool,

@@ -23,6 +23,7 @@ use crate::core::units::{CHUNK_BYTES, HumanBytes};
 use super::Session;
 use super::out;
 use super::resync::progress_bar;
+use super::schema::Hashed;
 
 /// Below this, a bar would be gone before anyone sees it.
 const BAR_FROM_BYTES: u64 = 1 << 30;
@@ -47,12 +48,12 @@ pub fn hash_files(session: &Session, files: &[impl AsRef<Path>]) -> anyhow::Resu
         let path = path.as_ref();
         let hash = hex::encode(hash_file(path)?);
         if session.json() {
-            hashes.push(serde_json::json!({"hash": hash, "name": path.display().to_string()}));
+            hashes.push(Hashed { hash, name: path.display().to_string() });
         } else {
             out::line(format!("{hash}  {}", path.display()))?;
         }
     }
-    if session.json() { out::line(serde_json::Value::Array(hashes).to_string()) } else { Ok(()) }
+    if session.json() { out::line(serde_json::to_string(&hashes)?) } else { Ok(()) }
 }
 
 /// The volume hash of a raw image.

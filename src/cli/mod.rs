@@ -22,6 +22,7 @@ mod out;
 mod plan;
 mod pools;
 mod resync;
+mod schema;
 mod signals;
 mod simulate;
 mod status;
@@ -103,6 +104,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Token(TokenCommand::Create { role, ttl }) => done(token_create(&session, role, ttl)),
         Command::Certificate(args) => done(certificate::certificate(&session, &args)),
         Command::Metrics(args) => done(metrics(&session, &args)),
+        Command::Schema { command } => done(schema::schema(&command)),
+        Command::Openapi => done(schema::openapi()),
         Command::Completions { shell } => done(completions(shell)),
         Command::Man { dir } => done(man(&dir)),
         Command::Hash { files } => done(hash::hash_files(&session, &files)),

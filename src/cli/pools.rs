@@ -10,6 +10,7 @@ use crate::core::units::{CHUNK_BYTES, HumanBytes, SECTOR_BYTES};
 use super::args::{PoolCommand, PoolCreateArgs, VolumeCommand};
 use super::client::{Client, segment};
 use super::out::{self, Table};
+use super::schema::Hashed;
 use super::{Session, daemons, need_yes};
 
 /// `pool …`.
@@ -193,12 +194,12 @@ fn hash_volumes(session: &Session, client: &Client, names: &[String]) -> anyhow:
         client.get_text(&volume_path(name))?;
         let hash = hex::encode(daemons::volume_hash(client.access(), name)?);
         if session.json() {
-            hashes.push(serde_json::json!({"hash": hash, "name": name}));
+            hashes.push(Hashed { hash, name: name.clone() });
         } else {
             out::line(format!("{hash}  {name}"))?;
         }
     }
-    if session.json() { out::line(serde_json::Value::Array(hashes).to_string()) } else { Ok(()) }
+    if session.json() { out::line(serde_json::to_string(&hashes)?) } else { Ok(()) }
 }
 
 fn delete(session: &Session, client: &Client, path: &str, if_exists: bool, absent: &str) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ use super::Session;
 use super::args::{EventsArgs, WaitArgs, WaitFor};
 use super::client::{Client, RequestApi};
 use super::out::{self, Table};
+use super::schema::Health;
 
 /// Between two looks at the cluster's state; a script notices no longer delay than this.
 const POLL_EVERY: Duration = Duration::from_millis(200);
@@ -33,7 +34,7 @@ pub fn health(session: &Session) -> anyhow::Result<ExitCode> {
         Ok(status) => status,
         Err(e) => {
             out::line(if session.json() {
-                serde_json::json!({"health": "error", "health_reasons": [e.to_string()]}).to_string()
+                serde_json::to_string(&Health { health: "error".to_owned(), health_reasons: vec![e.to_string()] })?
             } else {
                 format!("error\n{e}")
             })?;
@@ -41,8 +42,8 @@ pub fn health(session: &Session) -> anyhow::Result<ExitCode> {
         }
     };
     if session.json() {
-        let health = serde_json::json!({"health": status.health, "health_reasons": status.health_reasons});
-        out::line(health.to_string())?;
+        let health = Health { health: status.health.clone(), health_reasons: status.health_reasons };
+        out::line(serde_json::to_string(&health)?)?;
     } else {
         let word = if out::colour() { out::paint_state(&status.health) } else { status.health.clone() };
         out::line([vec![word], status.health_reasons].concat().join("\n"))?;

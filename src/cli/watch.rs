@@ -18,13 +18,17 @@ use super::signals::Stop;
 use super::status::resync_line;
 
 /// A line of `-o json`: the sum as in `status`, and what belongs to it.
-#[derive(Serialize)]
-struct Line<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub struct Line<'a> {
     #[serde(flatten)]
     sum: &'a ResyncStatus,
+    /// What each class that has work does.
     progress: &'a [ClassProgress],
+    /// Guests' p99, microseconds, on the disk that is furthest from its target; `null`: no guest, or not known yet.
     foreground_p99_us: Option<u64>,
+    /// That disk's target, microseconds.
     foreground_target_us: Option<u64>,
+    /// If one is set.
     deadline: Option<&'a DeadlineInfo>,
 }
 

@@ -156,6 +156,16 @@ pub enum Command {
         after_help = "Examples:\n  evenkeel metrics\n  evenkeel metrics --coordinator\n  evenkeel metrics --node n1"
     )]
     Metrics(MetricsArgs),
+    /// The JSON schema of what a command prints with `-o json`; without a command, of all
+    #[command(after_help = "Examples:\n  evenkeel schema status\n  evenkeel schema volume list")]
+    Schema {
+        /// The command, as `volume list`
+        #[arg(value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// The OpenAPI 3.1 document of the coordinator's admin API, which also serves it at /v1/openapi.json
+    #[command(after_help = "Example:\n  evenkeel openapi > evenkeel.json")]
+    Openapi,
     /// Completions for a shell
     #[command(after_help = "Example:\n  evenkeel completions bash > /etc/bash_completion.d/evenkeel")]
     Completions {

@@ -114,31 +114,45 @@ impl std::fmt::Display for DiskName {
     }
 }
 
+/// A pool in a map file.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FilePool {
+    /// Name.
     name: String,
+    /// Copies.
     replicas: u32,
+    /// Copies without which IO waits; default: replicas − 1, at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     min_replicas: Option<u32>,
+    /// Where two copies may not meet.
     #[serde(default)]
     failure_domain: FailureDomain,
+    /// Disks of this class only; empty or absent: any.
     #[serde(default)]
     class: Option<String>,
+    /// Placement groups.
     pg_count: u32,
 }
 
+/// A disk in a map file.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FileDisk {
+    /// Id.
     id: DiskName,
+    /// Class.
     #[serde(default)]
     class: String,
+    /// Bytes that it can hold.
     capacity_bytes: u64,
+    /// State.
     #[serde(default)]
     state: DiskState,
+    /// Bytes that it holds.
     #[serde(default, skip_serializing_if = "is_zero")]
     used_bytes: u64,
+    /// Bytes that are kept for moves under way.
     #[serde(default, skip_serializing_if = "is_zero")]
     reserved_bytes: u64,
 }
@@ -147,26 +161,37 @@ fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
+/// A node in a map file.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FileNode {
+    /// Name.
     name: String,
+    /// Zone.
     #[serde(default)]
     zone: String,
+    /// Rack.
     #[serde(default)]
     rack: String,
+    /// The release that it runs.
     #[serde(default)]
     release: String,
+    /// Its disks.
     disks: Vec<FileDisk>,
 }
 
+/// A map file: what `meta export` writes, and `plan --map` and `simulate --map` read.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct File {
+pub struct MapFile {
+    /// Pools.
     pools: Vec<FilePool>,
+    /// Nodes and their disks.
     nodes: Vec<FileNode>,
+    /// By pool: of each placement group the disks that hold it, the primary first.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "once_each")]
     assignment: Option<BTreeMap<String, Vec<Vec<DiskName>>>>,
+    /// By pool: bytes that each placement group holds.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "once_each")]
     pg_bytes: Option<BTreeMap<String, Vec<u64>>>,
 }
@@ -240,7 +265,7 @@ pub fn read_map(text: &str) -> Result<ClusterMap, ReadMap> {
     if text.len() > MAP_BYTES_MAX {
         return Err(ReadMap::TooLarge { bytes: text.len() });
     }
-    let file: File = serde_json::from_str(text)?;
+    let file: MapFile = serde_json::from_str(text)?;
     let mut map = ClusterMap::default();
     let ids = read_nodes(&mut map, &file)?;
     read_pools(&mut map, &file)?;
@@ -248,7 +273,7 @@ pub fn read_map(text: &str) -> Result<ClusterMap, ReadMap> {
     Ok(map)
 }
 
-fn read_nodes(map: &mut ClusterMap, file: &File) -> Result<HashMap<DiskName, DiskId>, ReadMap> {
+fn read_nodes(map: &mut ClusterMap, file: &MapFile) -> Result<HashMap<DiskName, DiskId>, ReadMap> {
     let mut names = BTreeSet::new();
     let mut ids: HashMap<DiskName, DiskId> = HashMap::new();
     let all = || file.nodes.iter().flat_map(|n| &n.disks);
@@ -288,7 +313,7 @@ fn read_nodes(map: &mut ClusterMap, file: &File) -> Result<HashMap<DiskName, Dis
     Ok(ids)
 }
 
-fn read_pools(map: &mut ClusterMap, file: &File) -> Result<(), ReadMap> {
+fn read_pools(map: &mut ClusterMap, file: &MapFile) -> Result<(), ReadMap> {
     let mut names = BTreeSet::new();
     for (at, pool) in file.pools.iter().enumerate() {
         if !names.insert(&pool.name) {
@@ -321,7 +346,7 @@ fn read_pools(map: &mut ClusterMap, file: &File) -> Result<(), ReadMap> {
     Ok(())
 }
 
-fn read_rows(map: &mut ClusterMap, file: &File, ids: &HashMap<DiskName, DiskId>) -> Result<(), ReadMap> {
+fn read_rows(map: &mut ClusterMap, file: &MapFile, ids: &HashMap<DiskName, DiskId>) -> Result<(), ReadMap> {
     let by_id: HashMap<DiskId, &DiskInfo> = map.input.topology.disks.iter().map(|d| (d.id, d)).collect();
     let by_name: HashMap<&str, &PoolSpec> = map.input.pools.iter().map(|p| (p.name.as_str(), p)).collect();
     let known = |place: &'static str, name: &String| match by_name.get(name.as_str()) {
@@ -410,7 +435,7 @@ pub fn write_map(map: &ClusterMap, rows: &[PgPlacement]) -> String {
         assignment.entry(pool.clone()).or_default().push(kept);
         pg_bytes.entry(pool).or_default().push(row.bytes);
     }
-    let file = File {
+    let file = MapFile {
         pools: map
             .input
             .pools

@@ -40,7 +40,7 @@ mod whatif;
 
 pub use check::{Violation, check};
 pub use eta::{CopyLeft, Eta, Rates, Span, eta, eta_of};
-pub use map::{ClusterMap, DiskName, MAP_BYTES_MAX, ReadMap, read_map, write_map};
+pub use map::{ClusterMap, DiskName, MAP_BYTES_MAX, MapFile, ReadMap, read_map, write_map};
 pub use model::*;
 pub use planner::{PoolBound, lower_bound, plan};
 pub use whatif::{ChangeMap, NamedMissing, NamedMove, NamedRemoval, NodeSpec, Question, WhatIf, answer, what_if};

@@ -1,0 +1,208 @@
+//! `schema` and `openapi`: the JSON that commands print and the API speaks, described.
+//!
+//! Invariant: every command stands in exactly one of [`OUTPUTS`] and [`WITHOUT_JSON`]; a test walks the command line.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::api::openapi::{answer_schema, document};
+use crate::api::types::{
+    ClusterFileNode, DiskInfo, Done, Event, ForcePromoteReply, JobChanged, JobInfo, NodeInfo, OkToStop, PgInfo,
+    PlanReply, PoolInfo, ResyncInfo, Status, TokenCreated, VolumeInfo,
+};
+use crate::core::placement::MapFile;
+use crate::core::simulate::Report;
+
+use super::{certificate, out, watch};
+
+/// What `health -o json` prints.
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+pub struct Health {
+    /// `ok`, `warn` or `error`.
+    pub health: String,
+    /// One sentence for each thing that isn't well, worst first.
+    pub health_reasons: Vec<String>,
+}
+
+/// A hash that `hash -o json` and `volume hash -o json` print.
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+pub struct Hashed {
+    /// The volume hash: 64 hex digits.
+    pub hash: String,
+    /// The volume's name, or the file's path.
+    pub name: String,
+}
+
+/// What `resync jobs` prints: all jobs, or with `--job` the one.
+#[derive(schemars::JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "it only describes")]
+enum Jobs {
+    /// Without `--job`: newest first.
+    All(Vec<JobInfo>),
+    /// With `--job`.
+    One(JobInfo),
+}
+
+/// What `resync pause` and `resync resume` print: with `--job` what became of the job, else the throttle.
+#[derive(schemars::JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "it only describes")]
+enum Paused {
+    /// Without `--job`.
+    Throttle(Box<ResyncInfo>),
+    /// With `--job`.
+    Job(JobChanged),
+}
+
+/// What `events` prints: all at once, or with `--follow` one a line.
+#[derive(schemars::JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "it only describes")]
+enum Events {
+    /// Without `--follow`: oldest first.
+    All(Vec<Event>),
+    /// With `--follow`: each line.
+    Line(Event),
+}
+
+/// Each command with JSON output, and what it prints.
+const OUTPUTS: &[(&str, fn() -> Value)] = &[
+    ("certificate", answer_schema::<certificate::Issued>),
+    ("dev add-node", answer_schema::<ClusterFileNode>),
+    ("disk list", answer_schema::<Vec<DiskInfo>>),
+    ("disk show", answer_schema::<DiskInfo>),
+    ("events", answer_schema::<Events>),
+    ("hash", answer_schema::<Vec<Hashed>>),
+    ("health", answer_schema::<Health>),
+    ("meta export", answer_schema::<MapFile>),
+    ("metrics", answer_schema::<Vec<crate::api::metrics::Row>>),
+    ("node drain", answer_schema::<NodeInfo>),
+    ("node list", answer_schema::<Vec<NodeInfo>>),
+    ("node maintenance", answer_schema::<NodeInfo>),
+    ("node ok-to-stop", answer_schema::<OkToStop>),
+    ("node remove", answer_schema::<NodeInfo>),
+    ("node show", answer_schema::<NodeInfo>),
+    ("node undrain", answer_schema::<NodeInfo>),
+    ("pg force-promote", answer_schema::<ForcePromoteReply>),
+    ("pg list", answer_schema::<Vec<PgInfo>>),
+    ("pg show", answer_schema::<PgInfo>),
+    ("plan", answer_schema::<PlanReply>),
+    ("pool create", answer_schema::<PoolInfo>),
+    ("pool delete", answer_schema::<Done>),
+    ("pool list", answer_schema::<Vec<PoolInfo>>),
+    ("pool set", answer_schema::<PoolInfo>),
+    ("pool show", answer_schema::<PoolInfo>),
+    ("resync cancel", answer_schema::<JobChanged>),
+    ("resync jobs", answer_schema::<Jobs>),
+    ("resync pause", answer_schema::<Paused>),
+    ("resync resume", answer_schema::<Paused>),
+    ("resync set", answer_schema::<ResyncInfo>),
+    ("resync status", answer_schema::<ResyncInfo>),
+    ("resync watch", answer_schema::<watch::Line<'static>>),
+    ("simulate", answer_schema::<Report>),
+    ("status", answer_schema::<Status>),
+    ("token create", answer_schema::<TokenCreated>),
+    ("volume create", answer_schema::<VolumeInfo>),
+    ("volume delete", answer_schema::<Done>),
+    ("volume hash", answer_schema::<Vec<Hashed>>),
+    ("volume list", answer_schema::<Vec<VolumeInfo>>),
+    ("volume resize", answer_schema::<VolumeInfo>),
+    ("volume set", answer_schema::<VolumeInfo>),
+    ("volume show", answer_schema::<VolumeInfo>),
+];
+
+/// Daemons and tools: what they print is text, a script, or itself a description.
+#[cfg(test)]
+const WITHOUT_JSON: &[&str] = &[
+    "completions",
+    "coordinator run",
+    "demo",
+    "dev kill-node",
+    "dev run",
+    "dev start-node",
+    "gateway",
+    "init",
+    "man",
+    "node run",
+    "openapi",
+    "schema",
+    "wait",
+];
+
+/// `schema [COMMAND…]`: of one command, or by command of all whose names begin so.
+pub fn schema(words: &[String]) -> anyhow::Result<()> {
+    let wanted = words.join(" ");
+    let found = OUTPUTS.iter().find(|(name, _)| *name == wanted);
+    let value = match found {
+        Some((_, schema)) => schema(),
+        None => {
+            let below =
+                |name: &str| wanted.is_empty() || name.strip_prefix(&wanted).is_some_and(|r| r.starts_with(' '));
+            let all: Map<String, Value> = OUTPUTS
+                .iter()
+                .filter(|(name, _)| below(name))
+                .map(|(name, schema)| ((*name).to_owned(), schema()))
+                .collect();
+            anyhow::ensure!(
+                !all.is_empty(),
+                "no command {wanted:?} prints JSON; `evenkeel schema` without a name shows all that do"
+            );
+            Value::Object(all)
+        }
+    };
+    out::line(serde_json::to_string_pretty(&value)?)
+}
+
+/// `openapi`.
+pub fn openapi() -> anyhow::Result<()> {
+    out::line(serde_json::to_string_pretty(&document())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn leaves(command: &clap::Command, path: &str, out: &mut Vec<String>) {
+        for sub in command.get_subcommands() {
+            let name = if path.is_empty() { sub.get_name().to_owned() } else { format!("{path} {}", sub.get_name()) };
+            if sub.has_subcommands() { leaves(sub, &name, out) } else { out.push(name) }
+        }
+    }
+
+    #[test]
+    fn every_command_has_a_schema_or_no_json() {
+        let mut commands = Vec::new();
+        leaves(&super::super::Cli::command(), "", &mut commands);
+        commands.sort();
+        let mut known: Vec<&str> = OUTPUTS.iter().map(|(name, _)| *name).chain(WITHOUT_JSON.iter().copied()).collect();
+        known.sort_unstable();
+        assert_eq!(commands, known);
+    }
+
+    /// Each field, wherever it stands in a schema.
+    fn check_fields(at: &str, schema: &Value) {
+        match schema {
+            Value::Object(keys) => {
+                for (field, described) in keys.get("properties").and_then(Value::as_object).into_iter().flatten() {
+                    assert!(described["description"].is_string(), "{at}: {field} says nothing");
+                }
+                keys.iter().for_each(|(key, value)| check_fields(&format!("{at}/{key}"), value));
+            }
+            Value::Array(items) => items.iter().for_each(|i| check_fields(at, i)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_schema_is_valid_and_says_what_each_field_means() {
+        for (name, schema) in OUTPUTS {
+            let schema = schema();
+            assert!(jsonschema::meta::is_valid(&schema), "{name}");
+            jsonschema::validator_for(&schema).unwrap_or_else(|e| panic!("{name}: {e}"));
+            check_fields(name, &schema);
+        }
+    }
+}
