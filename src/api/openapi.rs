@@ -65,7 +65,9 @@ pub fn document() -> Value {
             "title": "Evenkeel admin API",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "The coordinator's API. Fields may be added; a client ignores those that it doesn't know. \
-                Units stand last in names: `_bytes`, `_seconds`, `_ms`, `_us`, `_bytes_per_sec`.",
+                Units stand last in names: `_bytes`, `_seconds`, `_ms`, `_us`, `_bytes_per_sec`. \
+                The live stream of the console's page (`/console/stream`, server-sent events) is that page's own and not part of it; \
+                `/v1/events?after=ID` is asked again for what is new.",
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
         },
         "servers": [{"url": "/", "description": "The coordinator's admin address"}],

@@ -1,31 +1,7 @@
 //! JSON bodies of `/v1`. Field names are stable: scripts and dashboards depend on them.
 //!
-//! | method and path | request | answer |
-//! |---|---|---|
-//! | GET /v1/status | | [`Status`] |
-//! | GET /v1/nodes, /v1/disks, /v1/pools, /v1/volumes, /v1/pgs | | lists of [`NodeInfo`], [`DiskInfo`], [`PoolInfo`], [`VolumeInfo`], [`PgInfo`] |
-//! | GET /v1/volumes/{name}, /v1/pools/{name}, /v1/pgs/{id} | | one |
-//! | POST /v1/pools | [`PoolCreate`] | [`PoolInfo`] |
-//! | PATCH /v1/pools/{name} | [`PoolSet`] | [`PoolInfo`] |
-//! | DELETE /v1/pools/{name} | | [`Done`] |
-//! | POST /v1/volumes | [`VolumeCreate`] | [`VolumeInfo`] |
-//! | PATCH /v1/volumes/{name} | [`VolumeSet`] | [`VolumeInfo`] |
-//! | DELETE /v1/volumes/{name} | | [`Done`] |
-//! | POST /v1/ok-to-stop | [`OkToStopRequest`] | [`OkToStop`] |
-//! | POST /v1/nodes/{name}/state | [`NodeStateSet`] | [`NodeInfo`] |
-//! | POST /v1/pgs/{id}/force-promote | [`ForcePromoteRequest`] | [`ForcePromoteReply`] |
-//! | POST /v1/plan | [`PlanRequest`] | [`PlanReply`] |
-//! | GET /v1/resync, PATCH /v1/resync | , [`ResyncSet`] | [`ResyncInfo`] |
-//! | GET /v1/jobs, /v1/jobs/{id} | | the jobs that are kept, newest first, or one: [`JobInfo`] |
-//! | POST /v1/jobs/{id}/pause, /resume, /cancel | | [`JobChanged`] |
-//! | GET /v1/events?after=N | | list of [`Event`] |
-//! | POST /v1/tokens | [`TokenCreate`] | [`TokenCreated`] |
-//! | POST /v1/join | [`JoinRequest`] (no bearer token: the join token is the proof) | [`JoinReply`] |
-//! | POST /v1/certificates | [`CertificateRequest`] (bearer token) | [`JoinReply`] |
-//! | GET /v1/map | | the whole map as [`MapSummary`] |
-//! | GET /v1/map/export | | the map file that `plan --map` reads |
-//! | GET /metrics | | Prometheus text, no token on loopback |
-//! | GET /v1/prometheus/targets | | list of [`ScrapeTarget`], no token on loopback |
+//! Which path takes and answers which of them: [`super::operations`]. Doc comments of types and fields are the descriptions in
+//! the OpenAPI document and in `evenkeel schema`: they say units and meanings.
 //!
 //! Errors are [`ApiError`] with a 4xx or 5xx status. Every other request carries `Authorization: Bearer TOKEN`.
 

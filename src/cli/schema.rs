@@ -66,8 +66,11 @@ enum Events {
     Line(Event),
 }
 
+/// A command, and what describes its output.
+type Output = (&'static str, fn() -> Value);
+
 /// Each command with JSON output, and what it prints.
-const OUTPUTS: &[(&str, fn() -> Value)] = &[
+const OUTPUTS: &[Output] = &[
     ("certificate", answer_schema::<certificate::Issued>),
     ("dev add-node", answer_schema::<ClusterFileNode>),
     ("disk list", answer_schema::<Vec<DiskInfo>>),
