@@ -28,6 +28,7 @@ mod gateways;
 mod guest;
 mod guide;
 mod hung_disk;
+mod interface;
 mod jobs;
 mod kills;
 mod knobs;
@@ -70,6 +71,8 @@ const TESTS: &[Test] = tests! {
     ALWAYS refusals::a_damaged_map_is_never_taken_for_a_new_one;
     ALWAYS refusals::an_unreachable_coordinator_is_named;
     ALWAYS refusals::garbage_on_the_ports_harms_nothing;
+    ALWAYS interface::every_answer_is_as_the_document_says;
+    ALWAYS interface::every_command_prints_what_its_schema_says;
     ALWAYS faultfs::the_file_system_of_these_tests_loses_what_it_should;
     ALWAYS disk_faults::a_failed_fsync_takes_the_disk_out_for_good;
     LONG disk_faults::fsyncs_that_always_fail_take_the_disk_out_for_good;
