@@ -19,7 +19,7 @@
 //! - *Probe*: the baseline is the p99 with (almost) no resync. It is learnt for nothing whenever there is no resync; else
 //!   resync drops to an eighth of its floor for [`PROBE_TICKS_MIN`] or more ticks, at first and then each
 //!   [`PROBE_EVERY`], or when the foreground's rate has changed by more than half. What the floor missed is paid back.
-//!   It is the p99 of an ordinary moment (the median over many), so that neither a device's own pauses nor a lucky
+//!   It is the p99 of an ordinary moment (which three in four of many keep), so that neither a device's own pauses nor a lucky
 //!   moment on a noisy machine is taken for what guests have. Resync never makes guests faster: where they have been much
 //!   faster beside it than the baseline says, that is the baseline.
 //! - *Follow*: "p99 ≤ X" is "at most one operation in a hundred is slower than X". So each tick compares the number `k`
@@ -114,9 +114,11 @@ const SETTLE_TICKS: u32 = 3;
 const HEADROOM_OPERATIONS_MIN: f64 = 10.0;
 /// Below this no latency target makes sense: timers and scheduling are as large.
 const TARGET_US_MIN: f64 = 100.0;
-/// A member's part of a write is held to no less than this: guests wait for the whole write, which its primary measures and
-/// holds to their target; a part that grows from 100 to 300 µs is nothing to them, and would stop a copy to a new disk.
-const APPLY_TARGET_US_MIN: f64 = 5_000.0;
+/// A member's part of a write is held to no less than this where no target was set: guests wait for the whole write, which
+/// its primary measures and holds to their target; a part that grows from 100 to 300 µs is nothing to them, and would stop a
+/// copy to a new disk, whose every write is such a part. It catches a disk whose intake holds up writes of primaries that
+/// copy nothing themselves.
+const APPLY_TARGET_US_MIN: f64 = 10_000.0;
 /// An inflation below this would take the baseline's own noise for resync's effect.
 const INFLATION_MIN: f64 = 1.05;
 /// The constant part of an increase, per tick: one window a second, ten times in a second.
@@ -489,11 +491,11 @@ impl Controller {
     fn target_us(&self, kind: Kind) -> Option<f64> {
         let inflation = self.policy.target_inflation;
         let inflation = if inflation.is_finite() { inflation.max(INFLATION_MIN) } else { 2.0 };
-        let target = match self.policy.target_p99_us {
-            Some(us) => us as f64,
-            None => self.quiet.p99_us(kind)? * inflation,
-        };
-        Some(target.max(if kind == Kind::Apply { APPLY_TARGET_US_MIN } else { TARGET_US_MIN }))
+        let least = if kind == Kind::Apply { APPLY_TARGET_US_MIN } else { TARGET_US_MIN };
+        Some(match self.policy.target_p99_us {
+            Some(us) => (us as f64).max(TARGET_US_MIN),
+            None => (self.quiet.p99_us(kind)? * inflation).max(least),
+        })
     }
 
     fn decision(&mut self) -> Decision {
