@@ -126,7 +126,7 @@ pub fn every_answer_is_as_the_document_says() {
         json!({"cap": "60MiB/s", "floor": "1MiB/s", "windows": ["Sat 02:00-06:00 recovery"], "deadline": "20h"}),
         json!({"node": "n1", "target_inflation": 2.5}),
         json!({"pool": "p", "target_p99_us": 5000}),
-        json!({"volume": "vm", "target_p99_us": "8000", "cap": 20_000_000}),
+        json!({"volume": "vm", "target_p99_us": 8000}),
         json!({"class": "rebalance", "weight": 4, "paused": true}),
         json!({"class": "rebalance", "paused": false}),
     ] {
@@ -200,8 +200,9 @@ fn lost_pg(dev: &Dev) -> String {
     ["n2", "n3"].into_iter().for_each(|node| dev.kill_node(node));
     wait_for("a PG is unavailable", || {
         let pgs = dev.json(&["pg", "list", "--state", "unavailable"]);
-        let mut ids = pgs.as_array()?.iter().filter_map(|pg| pg["id"].as_str());
-        ids.find(|id| id.starts_with("1.")).map(str::to_owned)
+        // Known to be lost, not merely silent.
+        let known = |pg: &&serde_json::Value| pg["reason"].as_str().is_some_and(|r| r.contains("copies answer"));
+        pgs.as_array()?.iter().find(known)?["id"].as_str().map(str::to_owned)
     })
 }
 
@@ -315,13 +316,16 @@ pub fn every_command_prints_what_its_schema_says() {
     printed("plan", &["--map", &map, "--add-node", "name=n9,disks=1x1GiB"]);
     printed("simulate", &["--map", &map, "--at", "0s", "lose-node:n3"]);
     printed("dev add-node", &["--dir", &dir]);
-    printed("node drain", &["n4"]);
-    let job = wait_for("a job", || dev.json(&["resync", "jobs"])[0]["id"].as_u64()).to_string();
+    let job = wait_for("the newcomer's job", || dev.json(&["resync", "jobs"])[0]["id"].as_u64()).to_string();
     printed("resync jobs", &["--job", &job]);
     let cancelled = dev.try_cli(&["resync", "cancel", "--job", &job, "-o", "json"]);
     if cancelled.status.success() {
         printed("resync resume", &["--job", &job]);
     }
+    printed("node drain", &["n4"]);
+    wait_for("nothing is left on it", || {
+        dev.try_cli(&["node", "remove", "n4", "--yes"]).status.success().then_some(())
+    });
     printed("node remove", &["n4", "--yes"]);
     printed("pg force-promote", &[&lost_pg(&dev)]);
     left.remove("resync cancel");
