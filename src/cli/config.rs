@@ -90,6 +90,9 @@ pub struct NodeSettings {
     pub dir: PathBuf,
     pub name: String,
     pub listen: SocketAddr,
+    /// 0: a free one, as for `bulk_port`.
+    pub lease_port: u16,
+    pub bulk_port: u16,
     pub admin: SocketAddr,
     /// The coordinator's admin URL.
     pub api: String,
@@ -134,6 +137,8 @@ struct NodeFile {
     dir: Option<PathBuf>,
     name: Option<String>,
     listen: Option<SocketAddr>,
+    lease_port: Option<u16>,
+    bulk_port: Option<u16>,
     admin: Option<SocketAddr>,
     api: Option<String>,
     join_token_file: Option<PathBuf>,
@@ -236,6 +241,8 @@ pub fn node(args: &NodeRunArgs, api: Option<String>) -> Result<NodeSettings, Loa
         dir: args.dir.clone().or(file.dir).ok_or(missing("dir", "dir", "EVENKEEL_DIR"))?,
         name,
         listen: args.listen.or(file.listen).unwrap_or(loopback(7410)),
+        lease_port: args.lease_port.or(file.lease_port).unwrap_or(0),
+        bulk_port: args.bulk_port.or(file.bulk_port).unwrap_or(0),
         admin: args.admin.or(file.admin).unwrap_or(loopback(0)),
         api: api.or(file.api).ok_or(missing("api", "api", "EVENKEEL_API"))?,
         join_token: match (&args.join_token, token_file) {
@@ -247,6 +254,10 @@ pub fn node(args: &NodeRunArgs, api: Option<String>) -> Result<NodeSettings, Loa
         zone: args.zone.clone().or(file.zone).unwrap_or_default(),
         rack: args.rack.clone().or(file.rack).unwrap_or_default(),
     };
+    let ports = [settings.listen.port(), settings.lease_port, settings.bulk_port];
+    if (0..3).any(|i| ports[i] != 0 && ports[..i].contains(&ports[i])) {
+        return Err(wrong("node's ports", "listen, lease_port and bulk_port must differ"));
+    }
     Ok(settings)
 }
 
@@ -402,9 +413,12 @@ mod tests {
         let settings = node(&args, None).unwrap();
         assert_eq!(settings.disks[0], "/d1,size=4GiB,class=ssd".parse().unwrap());
         assert_eq!((settings.disks[1].size_bytes, settings.disks[1].class.as_str()), (Some(4096), "ssd"));
-        let args = NodeRunArgs { disks: vec!["/x".parse().unwrap()], ..args };
+        let args = NodeRunArgs { disks: vec!["/x".parse().unwrap()], bulk_port: Some(7411), ..args };
         let settings = node(&args, Some("http://127.0.0.1:1".into())).unwrap();
         assert_eq!((settings.disks.len(), settings.api.as_str()), (1, "http://127.0.0.1:1"));
+        assert_eq!((settings.lease_port, settings.bulk_port), (0, 7411));
+        let same = NodeRunArgs { lease_port: Some(7411), ..args };
+        assert!(node(&same, None).unwrap_err().to_string().contains("must differ"));
     }
 
     #[test]

@@ -88,6 +88,8 @@ fn run_node(settings: NodeSettings, stop: Stop) -> anyhow::Result<()> {
         dir: settings.dir,
         name: settings.name,
         listen: settings.listen,
+        lease_port: settings.lease_port,
+        bulk_port: settings.bulk_port,
         admin: settings.admin,
         api: settings.api,
         join_token: settings.join_token,

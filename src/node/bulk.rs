@@ -43,12 +43,12 @@ pub enum StartBulk {
     #[error("can't start the thread for copies: {0}")]
     Thread(#[from] io::Error),
     /// No socket.
-    #[error(transparent)]
+    #[error("{0}; another bulk_port (--bulk-port) can be given, or 0 for a free one")]
     Endpoint(#[from] BindEndpointError),
 }
 
 impl Bulk {
-    /// Starts the thread, with an endpoint at a free port of `addr`'s address.
+    /// Starts the thread, with an endpoint at `addr`, whose port 0 takes a free one.
     ///
     /// # Errors
     /// No thread, no runtime or no socket.
@@ -63,7 +63,7 @@ impl Bulk {
         })?;
         let endpoint = {
             let _inside = handle.enter();
-            Endpoint::bind(SocketAddr::new(addr.ip(), 0), identity, Tuning::default())?
+            Endpoint::bind(addr, identity, Tuning::default())?
         };
         let port = endpoint.local_addr()?.port();
         Ok(Bulk { endpoint, runtime: handle, port, peers: Mutex::default(), _stop: stop })

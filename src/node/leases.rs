@@ -158,11 +158,11 @@ impl Leases {
     }
 }
 
-/// Starts the lease thread on a free port of `ip`; returns the port.
+/// Starts the lease thread at `addr`, whose port 0 takes a free one; returns the port.
 ///
 /// # Errors
 /// The socket can't be bound.
-pub fn start(leases: Arc<Leases>, identity: Arc<Identity>, ip: std::net::IpAddr) -> Result<u16, String> {
+pub fn start(leases: Arc<Leases>, identity: Arc<Identity>, addr: SocketAddr) -> Result<u16, String> {
     let (ready, port) = std::sync::mpsc::channel();
     std::thread::Builder::new()
         .name("leases".into())
@@ -172,9 +172,12 @@ pub fn start(leases: Arc<Leases>, identity: Arc<Identity>, ip: std::net::IpAddr)
                 Err(error) => return drop(ready.send(Err(error.to_string()))),
             };
             runtime.block_on(async move {
-                let endpoint = match Endpoint::bind(SocketAddr::new(ip, 0), identity, Tuning::default()) {
+                let endpoint = match Endpoint::bind(addr, identity, Tuning::default()) {
                     Ok(endpoint) => Arc::new(endpoint),
-                    Err(error) => return drop(ready.send(Err(error.to_string()))),
+                    Err(error) => {
+                        let reason = format!("{error}; another lease_port (--lease-port) can be given, or 0 for a free one");
+                        return drop(ready.send(Err(reason)));
+                    }
                 };
                 let port = endpoint.local_addr().map(|a| a.port()).map_err(|e| e.to_string());
                 drop(ready.send(port));

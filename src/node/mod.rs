@@ -57,6 +57,10 @@ pub struct NodeConfig {
     pub name: String,
     /// QUIC address; port 0 takes a free one and keeps it.
     pub listen: SocketAddr,
+    /// UDP port for leases at the same address; 0 takes a free one.
+    pub lease_port: u16,
+    /// UDP port for copies at the same address; 0 takes a free one.
+    pub bulk_port: u16,
     /// Admin HTTP address; port 0 takes a free one.
     pub admin: SocketAddr,
     /// The coordinator's admin URL, for joining.
@@ -281,9 +285,10 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     };
 
     let leases = leases::Leases::new();
-    let lease_port = leases::start(leases.clone(), identity.clone(), addr.ip()).map_err(RunNode::Leases)?;
+    let lease_addr = SocketAddr::new(addr.ip(), config.lease_port);
+    let lease_port = leases::start(leases.clone(), identity.clone(), lease_addr).map_err(RunNode::Leases)?;
     let process = rand::random::<u64>() | 1;
-    let bulk = Bulk::start(addr, identity.clone())?;
+    let bulk = Bulk::start(SocketAddr::new(addr.ip(), config.bulk_port), identity.clone())?;
     let hello = PeerHello {
         node: membership.node.0,
         process,

@@ -227,7 +227,7 @@ fn errors(api: &mut Api, paths: &[String], operator: &str, viewer: &str) {
             }
         }
     }
-    let long = json!({ "name": "x".repeat(1 << 20) });
+    let long = json!({ "name": "x".repeat(300 << 10) });
     assert_eq!(api.ask(Some(operator), "post", "/v1/pools", "", Some(&long)).0, 413);
     assert_eq!(api.ask(Some(operator), "patch", "/v1/resync", "", Some(&json!({"profile": "quick"}))).0, 400);
     assert_eq!(api.ask(Some(operator), "delete", "/v1/volumes/{name}", "nothing", None).0, 404);

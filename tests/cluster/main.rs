@@ -36,6 +36,7 @@ mod old_disks;
 mod overlaps;
 mod partitions;
 mod pools;
+mod ports;
 mod power_cut;
 mod readers;
 mod real_input;
@@ -79,6 +80,7 @@ const TESTS: &[Test] = tests! {
     LONG disk_faults::a_failed_write_takes_the_disk_out_for_good;
     LONG disk_faults::a_disk_that_takes_no_mark_stays_out;
     LONG disk_faults::short_writes_lose_nothing;
+    ALWAYS ports::a_node_uses_the_ports_it_was_given_and_no_others;
     ALWAYS power_cut::one_node_loses_what_was_not_synced;
     LONG power_cut::all_nodes_lose_what_was_not_synced;
     LONG power_cut::the_whole_cluster_loses_what_was_not_synced;

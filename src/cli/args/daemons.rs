@@ -192,6 +192,12 @@ pub struct NodeRunArgs {
     /// QUIC address; port 0 takes a free one [default: 127.0.0.1:7410]
     #[arg(long, value_name = "ADDR", env = "EVENKEEL_LISTEN")]
     pub listen: Option<SocketAddr>,
+    /// UDP port for leases, at the same address; 0 takes a free one [default: 0]
+    #[arg(long, value_name = "PORT", env = "EVENKEEL_LEASE_PORT")]
+    pub lease_port: Option<u16>,
+    /// UDP port for copies, at the same address; 0 takes a free one [default: 0]
+    #[arg(long, value_name = "PORT", env = "EVENKEEL_BULK_PORT")]
+    pub bulk_port: Option<u16>,
     /// Admin HTTP address, on loopback [default: 127.0.0.1:0]
     #[arg(long, value_name = "ADDR", env = "EVENKEEL_ADMIN")]
     pub admin: Option<SocketAddr>,
