@@ -8,6 +8,7 @@ pub mod copies;
 pub mod metrics;
 pub mod openapi;
 pub mod operations;
+pub mod problems;
 pub mod resync;
 pub mod router;
 pub mod types;

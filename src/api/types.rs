@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::copies::{JobChanged, JobInfo, SessionInfo, StallInfo};
+use super::problems::Problem;
 pub use super::resync::{ClassProgress, DeadlineInfo, Knob, NodeLimits, OwnTarget, ResyncInfo, ResyncSet, WindowInfo};
 pub use super::volumes::{ChunkCounts, VolumeCreate, VolumeInfo, VolumePg, VolumeRedundancy, VolumeSet};
 use crate::core::cluster::{FailureDomain, Replica};
@@ -26,6 +27,9 @@ pub struct Status {
     pub health: String,
     /// One sentence for each thing that isn't well, worst first.
     pub health_reasons: Vec<String>,
+    /// The same with the kind of each, for advice.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
     /// What every member can decode.
     pub feature_level: u32,
     /// Version of the map.

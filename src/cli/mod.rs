@@ -89,7 +89,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Node(NodeCommand::Run(args)) => done(daemons::node_command(&args, session.global.api.clone())),
         Command::Gateway(args) => done(daemons::gateway_command(&args, &session.global)),
         Command::Status => done(status::status(&session)),
-        Command::Health => status::health(&session),
+        Command::Health(args) => status::health(&session, args),
         Command::Wait(args) => done(status::wait(&session, args)),
         Command::Events(args) => done(status::events(&session, args)),
         Command::Node(command) => done(cluster::node(&session, command)),

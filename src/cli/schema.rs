@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::api::openapi::{answer_schema, document};
+use crate::api::problems::ProblemKind;
 use crate::api::types::{
     ClusterFileNode, DiskInfo, Done, Event, ForcePromoteReply, JobChanged, JobInfo, NodeInfo, OkToStop, PgInfo,
     PlanReply, PoolInfo, ResyncInfo, Status, TokenCreated, VolumeInfo,
@@ -22,6 +23,26 @@ pub struct Health {
     pub health: String,
     /// One sentence for each thing that isn't well, worst first.
     pub health_reasons: Vec<String>,
+    /// With `--explain`: what each kind of problem means and what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explained: Option<Vec<Explained>>,
+}
+
+/// A kind of problem.
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+pub struct Explained {
+    /// Kind.
+    pub kind: ProblemKind,
+    /// What is the case: the sentences of this kind.
+    pub reasons: Vec<String>,
+    /// What it means for guests and their data.
+    pub meaning: String,
+    /// What to do.
+    pub action: String,
+    /// Commands that look or help; capitals stand for names.
+    pub commands: Vec<String>,
+    /// The page of the runbook, in the sources and in the package's documentation.
+    pub runbook: Option<String>,
 }
 
 /// A hash that `hash -o json` and `volume hash -o json` print.

@@ -3,15 +3,16 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::api::problems::{Problem, ProblemKind};
 use crate::api::types::{Event, PgCounts, ResyncStatus, Status};
 use crate::core::units::HumanBytes;
 use crate::core::words;
 
 use super::Session;
-use super::args::{EventsArgs, WaitArgs, WaitFor};
+use super::args::{EventsArgs, HealthArgs, WaitArgs, WaitFor};
 use super::client::{Client, RequestApi};
 use super::out::{self, Table};
-use super::schema::Health;
+use super::schema::{Explained, Health};
 
 /// Between two looks at the cluster's state; a script notices no longer delay than this.
 const POLL_EVERY: Duration = Duration::from_millis(200);
@@ -28,31 +29,55 @@ pub fn status(session: &Session) -> anyhow::Result<()> {
 }
 
 /// `health`: the exit code says it to scripts.
-pub fn health(session: &Session) -> anyhow::Result<ExitCode> {
+pub fn health(session: &Session, args: HealthArgs) -> anyhow::Result<ExitCode> {
     let client = session.client()?;
-    let status = match client.status() {
-        Ok(status) => status,
+    let (health, health_reasons, problems) = match client.status() {
+        Ok(status) => (status.health, status.health_reasons, status.problems),
         Err(e) => {
-            out::line(if session.json() {
-                serde_json::to_string(&Health { health: "error".to_owned(), health_reasons: vec![e.to_string()] })?
-            } else {
-                format!("error\n{e}")
-            })?;
-            return Ok(ExitCode::from(2));
+            let problem = Problem { kind: ProblemKind::CoordinatorDown, says: e.to_string() };
+            ("error".to_owned(), vec![e.to_string()], vec![problem])
         }
     };
+    let explained = args.explain.then(|| explain(&problems));
     if session.json() {
-        let health = Health { health: status.health.clone(), health_reasons: status.health_reasons };
-        out::line(serde_json::to_string(&health)?)?;
+        out::line(serde_json::to_string(&Health { health: health.clone(), health_reasons, explained })?)?;
     } else {
-        let word = if out::colour() { out::paint_state(&status.health) } else { status.health.clone() };
-        out::line([vec![word], status.health_reasons].concat().join("\n"))?;
+        let word = if out::colour() { out::paint_state(&health) } else { health.clone() };
+        let body = explained.map_or(health_reasons, |all| all.iter().map(advice_text).collect());
+        out::line([vec![word], body].concat().join("\n"))?;
     }
-    Ok(ExitCode::from(match status.health.as_str() {
+    Ok(ExitCode::from(match health.as_str() {
         "ok" => 0,
         "warn" => 1,
         _ => 2,
     }))
+}
+
+/// What each kind of problem means, in health's order.
+fn explain(problems: &[Problem]) -> Vec<Explained> {
+    let kinds = problems.chunk_by(|a, b| a.kind == b.kind);
+    let explained = kinds.filter_map(|same| {
+        let (kind, advice) = (same.first()?.kind, same.first()?.kind.advice());
+        Some(Explained {
+            kind,
+            reasons: same.iter().map(|problem| problem.says.clone()).collect(),
+            meaning: advice.meaning.to_owned(),
+            action: advice.action.to_owned(),
+            commands: advice.commands.iter().map(|&command| command.to_owned()).collect(),
+            runbook: advice.runbook.map(|page| format!("deploy/runbooks/{page}.md")),
+        })
+    });
+    explained.collect()
+}
+
+fn advice_text(explained: &Explained) -> String {
+    let mut lines = vec![String::new()];
+    lines.extend(explained.reasons.iter().cloned());
+    lines.push(format!("  What it means: {}", explained.meaning));
+    lines.push(format!("  What to do:    {}", explained.action));
+    lines.extend(explained.commands.iter().map(|command| format!("    {command}")));
+    lines.extend(explained.runbook.iter().map(|page| format!("  Runbook:       {page}")));
+    lines.join("\n")
 }
 
 /// `wait`.
@@ -267,6 +292,9 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
+    use super::super::args::Cli;
     use super::*;
     use crate::api::types::NodeStatus;
     use crate::core::ids::NodeId;
@@ -306,6 +334,29 @@ mod tests {
         let mut status = well();
         status.nodes[0].state = "down".into();
         assert!(missing_for(WaitFor::Ready, &status).is_some());
+    }
+
+    #[test]
+    fn problems_are_explained_by_kind_with_commands_that_exist() {
+        let problem = |kind, says: &str| Problem { kind, says: says.to_owned() };
+        let explained = explain(&[
+            problem(ProblemKind::NodeDown, "Node n1 does not answer."),
+            problem(ProblemKind::NodeDown, "Node n2 does not answer."),
+            problem(ProblemKind::Degraded, "8 placement groups have fewer copies."),
+        ]);
+        assert_eq!(explained.iter().map(|e| e.reasons.len()).collect::<Vec<_>>(), [2, 1]);
+        let text = advice_text(&explained[0]);
+        for part in ["n2 does not answer", "What to do:", "evenkeel node remove NODE", "runbooks/EvenkeelNodeDown.md"] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        for kind in ProblemKind::ALL {
+            for command in kind.advice().commands {
+                // A PG has an id of its own form.
+                let words = command.replace(" PG", " 1.0");
+                let words = words.split_whitespace();
+                assert!(Cli::try_parse_from(words).is_ok(), "{kind:?}: {command}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::owner::{Figures, Owner};
 use super::survey::Survey;
+use crate::api::problems::{Problem, ProblemKind};
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
 use crate::core::cluster::{DiskAdminState, JobState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
@@ -39,23 +40,29 @@ impl Owner {
     }
 
     /// Disks that hang (errors) or are slow (warnings), by name.
-    fn slow_disks(&self, errors: &mut Vec<String>, warnings: &mut Vec<String>) {
+    fn slow_disks(&self, add: &mut impl FnMut(ProblemKind, String)) {
         let map = self.manager.state.map();
         for (id, view) in self.manager.runtime.disks.iter().filter(|(id, _)| self.manager.runtime.is_hung(**id)) {
-            errors.push(format!(
-                "Disk {} hangs: it has not answered for {:.1} s. Others take its place where enough copies are left; look at \
+            add(
+                ProblemKind::DiskHangs,
+                format!(
+                    "Disk {} hangs: it has not answered for {:.1} s. Others take its place where enough copies are left; look at \
                  the disk and at its host's log.",
-                disk_on_node(map, *id),
-                view.hung_ms as f64 / 1000.0
-            ));
+                    disk_on_node(map, *id),
+                    view.hung_ms as f64 / 1000.0
+                ),
+            );
         }
         for (id, (pgs, oldest_ms)) in self.manager.runtime.lagging() {
             if !self.manager.runtime.is_hung(id) {
-                warnings.push(format!(
-                    "Disk {} is slow: writes of {pgs} placement groups wait for it since {:.1} s.",
-                    disk_on_node(map, id),
-                    oldest_ms as f64 / 1000.0
-                ));
+                add(
+                    ProblemKind::DiskSlow,
+                    format!(
+                        "Disk {} is slow: writes of {pgs} placement groups wait for it since {:.1} s.",
+                        disk_on_node(map, id),
+                        oldest_ms as f64 / 1000.0
+                    ),
+                );
             }
         }
     }
@@ -122,7 +129,7 @@ impl Owner {
     pub(super) fn status_of(&self, survey: &Survey) -> Status {
         let map = self.manager.state.map();
         let sessions = self.sessions_of(&survey.learning);
-        let (health, health_reasons) = self.health(survey, &sessions);
+        let (health, problems) = self.health(survey, &sessions);
         let nodes = map.nodes.values().map(|n| NodeStatus {
             id: n.id,
             name: n.name.clone(),
@@ -148,7 +155,8 @@ impl Owner {
         Status {
             cluster: map.cluster.to_string(),
             health,
-            health_reasons,
+            health_reasons: problems.iter().map(|problem| problem.says.clone()).collect(),
+            problems,
             feature_level: map.feature_level,
             map_version: map.version,
             pgs: survey.counts.clone(),
@@ -167,38 +175,48 @@ impl Owner {
         }
     }
 
-    /// `ok`, `warn` or `error`, and why, worst first.
-    pub(super) fn health(&self, survey: &Survey, sessions: &[SessionInfo]) -> (String, Vec<String>) {
+    /// `ok`, `warn` or `error`, and why: worst first, causes before what follows from them.
+    pub(super) fn health(&self, survey: &Survey, sessions: &[SessionInfo]) -> (String, Vec<Problem>) {
         let (map, pgs) = (self.manager.state.map(), &survey.counts);
-        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+        let mut problems = Vec::new();
+        let mut add = |kind: ProblemKind, says: String| problems.push(Problem { kind, says });
         if pgs.unavailable > 0 {
             let example = survey.unavailable.as_ref().map_or_else(String::new, |(pg, why)| format!(" PG {pg}: {why}."));
-            errors.push(format!("{} placement groups are not served.{example}", pgs.unavailable));
+            add(ProblemKind::Unavailable, format!("{} placement groups are not served.{example}", pgs.unavailable));
         }
         for disk in map.disks.values() {
             let (id, node) = (disk.id, self.node_name(disk.node));
             let percent = (self.fill_of(disk.id) * 100.0) as u32;
             match self.disk_state(disk) {
-                "failed" => errors.push(format!(
-                    "Disk {id} of node {node} has failed: replace it, then remove its node or add a new disk."
-                )),
-                "full" => errors.push(format!(
-                    "Disk {id} of node {node} is full ({percent} %): writes to it wait until you delete data or add a node."
-                )),
+                "failed" => add(
+                    ProblemKind::DiskFailed,
+                    format!("Disk {id} of node {node} has failed: replace it, then remove its node or add a new disk."),
+                ),
+                "full" => add(
+                    ProblemKind::DiskFull,
+                    format!(
+                        "Disk {id} of node {node} is full ({percent} %): writes to it wait until you delete data or add a node."
+                    ),
+                ),
                 "removed" => {}
-                _ if self.fill_of(disk.id) >= NEAR_FULL_RATIO => warnings
-                    .push(format!("Disk {id} of node {node} is {percent} % full: add capacity or delete data.")),
+                _ if self.fill_of(disk.id) >= NEAR_FULL_RATIO => add(
+                    ProblemKind::DiskNearFull,
+                    format!("Disk {id} of node {node} is {percent} % full: add capacity or delete data."),
+                ),
                 _ => {}
             }
         }
-        self.slow_disks(&mut errors, &mut warnings);
+        self.slow_disks(&mut add);
         for (node, figures) in &self.figures {
             let full: BTreeSet<DiskId> = figures.last.1.full_disks.iter().map(|d| DiskId(*d)).collect();
             for disk in full {
-                errors.push(format!(
-                    "Writes wait for space on disk {disk} (as node {} says): delete data or add a node.",
-                    self.node_name(*node)
-                ));
+                add(
+                    ProblemKind::WritesWaitForSpace,
+                    format!(
+                        "Writes wait for space on disk {disk} (as node {} says): delete data or add a node.",
+                        self.node_name(*node)
+                    ),
+                );
             }
         }
         let missing = self.missing_capacity();
@@ -206,61 +224,85 @@ impl Owner {
             let all: Vec<String> = missing.iter().take(MISSING_SHOWN).map(ToString::to_string).collect();
             let more = missing.len().saturating_sub(MISSING_SHOWN);
             let more = if more > 0 { format!(", and in {more} more places") } else { String::new() };
-            warnings.push(format!(
-                "There is no room for copies: {}{more} are missing below the backfill limit. Add disks there.",
-                all.join(", ")
-            ));
+            add(
+                ProblemKind::MissingCapacity,
+                format!(
+                    "There is no room for copies: {}{more} are missing below the backfill limit. Add disks there.",
+                    all.join(", ")
+                ),
+            );
         }
         for node in map.nodes.values() {
             let name = &node.name;
             match self.node_state(node) {
-                "down" => warnings.push(format!("Node {name} does not answer: start it, or remove it for good.")),
-                "suspect" => warnings.push(format!("Node {name} misses heartbeats: look at its load and network.")),
-                "maintenance" => warnings.push(format!("Node {name} is in maintenance: end it when it is done.")),
+                "down" => {
+                    add(ProblemKind::NodeDown, format!("Node {name} does not answer: start it, or remove it for good."))
+                }
+                "suspect" => add(
+                    ProblemKind::NodeSuspect,
+                    format!("Node {name} misses heartbeats: look at its load and network."),
+                ),
+                "maintenance" => add(
+                    ProblemKind::NodeInMaintenance,
+                    format!("Node {name} is in maintenance: end it when it is done."),
+                ),
                 _ => {}
             }
         }
         let forced: Vec<String> = survey.forced.iter().map(ToString::to_string).collect();
         if !forced.is_empty() {
-            warnings.push(format!(
-                "PG {} was force-promoted and has fewer copies than its pool's minimum: give it disks to be copied to.",
-                forced[..forced.len().min(8)].join(", ")
-            ));
+            add(
+                ProblemKind::ForcePromoted,
+                format!(
+                    "PG {} was force-promoted and has fewer copies than its pool's minimum: give it disks to be copied to.",
+                    forced[..forced.len().min(8)].join(", ")
+                ),
+            );
         }
         let stalls = sessions.iter().filter_map(SessionInfo::stall_sentence);
-        warnings.extend(stalls.take(STALLS_SHOWN));
+        stalls.take(STALLS_SHOWN).for_each(|says| add(ProblemKind::ResyncStalled, says));
         if pgs.degraded > 0 {
-            warnings.push(format!(
-                "{} placement groups have fewer copies than wanted: they are repaired when their nodes return, or elsewhere after the grace.",
-                pgs.degraded
-            ));
+            add(
+                ProblemKind::Degraded,
+                format!(
+                    "{} placement groups have fewer copies than wanted: they are repaired when their nodes return, or elsewhere after the grace.",
+                    pgs.degraded
+                ),
+            );
         }
         for (disk, pace, median) in self.manager.runtime.pace.slow() {
-            warnings.push(format!(
-                "Disk {} takes copies at {}/s, others at {}/s: it gets one at a time; look at the disk, its network and its guests.",
-                disk_on_node(map, disk),
-                HumanBytes(pace),
-                HumanBytes(median)
-            ));
+            add(
+                ProblemKind::CopiesSlow,
+                format!(
+                    "Disk {} takes copies at {}/s, others at {}/s: it gets one at a time; look at the disk, its network and its guests.",
+                    disk_on_node(map, disk),
+                    HumanBytes(pace),
+                    HumanBytes(median)
+                ),
+            );
         }
         for rejected in self.manager.planning.job.rejected.iter().take(5) {
-            warnings.push(format!("{} can't be placed: {}.", rejected.what, rejected.reason.trim_end_matches('.')));
+            add(
+                ProblemKind::CannotBePlaced,
+                format!("{} can't be placed: {}.", rejected.what, rejected.reason.trim_end_matches('.')),
+            );
         }
-        warnings.extend(self.job_warning());
         if map.settings.resync.paused {
-            warnings.push("Resync is paused: `evenkeel resync resume` lets it go on.".to_owned());
+            add(ProblemKind::ResyncPaused, "Resync is paused: `evenkeel resync resume` lets it go on.".to_owned());
         }
-        warnings.extend(self.pause_warning());
-        warnings.extend(self.deadline_warning());
-        let health = if !errors.is_empty() {
-            "error"
-        } else if !warnings.is_empty() {
-            "warn"
-        } else {
-            "ok"
+        let held = [
+            (ProblemKind::JobHeld, self.job_warning()),
+            (ProblemKind::ResyncPaused, self.pause_warning()),
+            (ProblemKind::DeadlineMissed, self.deadline_warning()),
+        ];
+        held.into_iter().filter_map(|(kind, says)| Some((kind, says?))).for_each(|(kind, says)| add(kind, says));
+        problems.sort_by_key(|problem| problem.kind);
+        let health = match problems.first() {
+            Some(worst) if worst.kind.is_error() => "error",
+            Some(_) => "warn",
+            None => "ok",
         };
-        errors.extend(warnings);
-        (health.to_owned(), errors)
+        (health.to_owned(), problems)
     }
 
     /// Figures of nodes that are heard.

@@ -175,7 +175,8 @@ pub fn start(leases: Arc<Leases>, identity: Arc<Identity>, addr: SocketAddr) -> 
                 let endpoint = match Endpoint::bind(addr, identity, Tuning::default()) {
                     Ok(endpoint) => Arc::new(endpoint),
                     Err(error) => {
-                        let reason = format!("{error}; another lease_port (--lease-port) can be given, or 0 for a free one");
+                        let reason =
+                            format!("{error}; another lease_port (--lease-port) can be given, or 0 for a free one");
                         return drop(ready.send(Err(reason)));
                     }
                 };

@@ -287,6 +287,7 @@ pub fn every_command_prints_what_its_schema_says() {
     for command in ["node list", "disk list", "pg list", "pool list", "volume list"] {
         printed(command, &[]);
     }
+    printed("health", &["--explain"]);
     printed("pg list", &["--state", "clean"]);
     printed("pg show", &["1.0"]);
     printed("node show", &["n1"]);

@@ -112,7 +112,8 @@ pub enum Command {
     /// The cluster on one screen
     Status,
     /// Exit 0 when the cluster is well, 1 on a warning, 2 on an error or no answer
-    Health,
+    #[command(after_help = "Examples:\n  evenkeel health\n  evenkeel health --explain")]
+    Health(HealthArgs),
     /// Wait until the cluster is ready or clean; exit 1 when the time is over
     #[command(after_help = "Example:\n  evenkeel wait clean --timeout 120")]
     Wait(WaitArgs),
@@ -217,6 +218,14 @@ pub enum NodeCommand {
         #[arg(long)]
         yes: bool,
     },
+}
+
+/// `health`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct HealthArgs {
+    /// Say of each problem what it means and what to do
+    #[arg(long)]
+    pub explain: bool,
 }
 
 /// `wait`.
