@@ -1,5 +1,6 @@
-//! The admin HTTP API: its types, shared by the coordinator (server) and the command line (client); its operations, from which routes and the OpenAPI document are made; the console; and the
-//! table of metrics of every daemon.
+//! The admin HTTP API: its types, shared by the coordinator (server) and the command line (client); its operations, from which
+//! routes and the OpenAPI document are made; kinds of problems and what to do; the console; and the table of metrics of every
+//! daemon.
 
 pub mod calls;
 pub mod client;

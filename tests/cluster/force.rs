@@ -41,7 +41,12 @@ pub fn the_last_copy_serves_when_the_operator_says_so() {
     for part in ["1 of at least 2 copies answer", " of node n3", "force-promote"] {
         assert!(reason.contains(part), "{reason}");
     }
-    assert!(dev.try_cli(&["health"]).stdout.contains("of node n3"), "health says which disks bring it back");
+    // Its example may be a placement group that left out the other of the two first.
+    let health = dev.try_cli(&["health"]).stdout;
+    assert!(
+        ["d2 of node n2", "d3 of node n3"].iter().any(|disk| health.contains(disk)),
+        "which bring it back: {health}"
+    );
 
     let first = pgs[0]["id"].as_str().expect("an id");
     let before = dev.json(&["pg", "show", first])["generation"].clone();
