@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 
 use super::calls::{AdminCall, JobChange};
-use super::router::{App, Body, Ctx, Name, document, events};
+use super::router::{After, App, Body, Ctx, Name, document};
 use super::types;
 
 /// Who may ask.
@@ -92,7 +92,7 @@ pub struct Operation {
     pub(super) route: MethodRouter<App>,
 }
 
-/// What every operation needs, however it is called.
+/// What every operation needs, however it is called: method, path, id, role, summary.
 #[derive(Clone, Copy)]
 struct Head(Method, &'static str, &'static str, Role, &'static str);
 
@@ -109,8 +109,21 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 
 /// Neither a parameter nor a body.
 fn plain<A: JsonSchema>(head: Head, call: AdminCall) -> Operation {
-    let role = head.3;
-    head.make(None, Content::Json(of::<A>), on(head.0.filter(), move |s: Ctx| s.call(role, call)))
+    let Head(method, _, _, role, _) = head;
+    head.make(None, Content::Json(of::<A>), on(method.filter(), move |s: Ctx| s.call(role, call)))
+}
+
+/// Prometheus text.
+fn text(head: Head, call: AdminCall) -> Operation {
+    let Head(method, _, _, role, _) = head;
+    head.make(None, Content::Text, on(method.filter(), move |s: Ctx| s.call(role, call)))
+}
+
+/// What came after a number.
+fn after<A: JsonSchema>(head: Head, words: &'static str, call: fn(u64) -> AdminCall) -> Operation {
+    let Head(method, _, _, role, _) = head;
+    let route = on(method.filter(), async move |after: After, s: Ctx| s.call_after(role, after, call).await);
+    Operation { query: Some(("after", words)), ..head.make(None, Content::Json(of::<A>), route) }
 }
 
 /// A thing by its name.
@@ -118,8 +131,8 @@ fn named<A: JsonSchema, F>(head: Head, call: F) -> Operation
 where
     F: Fn(String) -> AdminCall + Clone + Send + Sync + 'static,
 {
-    let role = head.3;
-    let route = on(head.0.filter(), async move |name: Name, s: Ctx| s.call_named(role, name, call).await);
+    let Head(method, _, _, role, _) = head;
+    let route = on(method.filter(), async move |name: Name, s: Ctx| s.call_named(role, name, call).await);
     head.make(None, Content::Json(of::<A>), route)
 }
 
@@ -130,8 +143,8 @@ where
     A: JsonSchema,
     F: Fn(R) -> AdminCall + Clone + Send + Sync + 'static,
 {
-    let role = head.3;
-    let route = on(head.0.filter(), async move |s: Ctx, body: Body| s.call_with(role, body, call).await);
+    let Head(method, _, _, role, _) = head;
+    let route = on(method.filter(), async move |s: Ctx, body: Body| s.call_with(role, body, call).await);
     head.make(Some(of::<R>), Content::Json(of::<A>), route)
 }
 
@@ -142,8 +155,8 @@ where
     A: JsonSchema,
     F: Fn(String, R) -> AdminCall + Clone + Send + Sync + 'static,
 {
-    let role = head.3;
-    let route = on(head.0.filter(), async move |name: Name, s: Ctx, body: Body| {
+    let Head(method, _, _, role, _) = head;
+    let route = on(method.filter(), async move |name: Name, s: Ctx, body: Body| {
         s.call_named_with(role, name, body, call).await
     });
     head.make(Some(of::<R>), Content::Json(of::<A>), route)
@@ -202,8 +215,8 @@ pub fn operations() -> Vec<Operation> {
             "Lets a job go on; a cancelled one is planned anew"), |id| AdminCall::JobChange(id, JobChange::Resume)),
         named::<JobChanged, _>(Head(Post, "/v1/jobs/{id}/cancel", "cancelJob", Operator,
             "Gives up a job's drains and rebalances"), |id| AdminCall::JobChange(id, JobChange::Cancel)),
-        Operation { query: Some(("after", "Only events with a higher id; default 0")), ..Head(Get, "/v1/events", "listEvents", Viewer,
-            "What happened, oldest first").make(None, Content::Json(of::<Vec<Event>>), get(events)) },
+        after::<Vec<Event>>(Head(Get, "/v1/events", "listEvents", Viewer, "What happened, oldest first"),
+            "Only events with a higher id; default 0", |after| AdminCall::Events { after }),
         asked::<TokenCreate, TokenCreated, _>(Head(Post, "/v1/tokens", "createToken", Operator,
             "Makes a single-use join token"), AdminCall::TokenCreate),
         asked::<JoinRequest, JoinReply, _>(Head(Post, "/v1/join", "join", Anyone,
@@ -214,7 +227,6 @@ pub fn operations() -> Vec<Operation> {
             "Where all daemons' metrics are, for Prometheus' HTTP service discovery"), AdminCall::ScrapeTargets),
         Head(Get, "/v1/openapi.json", "getOpenApi", Anyone, "This document")
             .make(None, Content::Json(of::<serde_json::Map<String, serde_json::Value>>), get(document)),
-        Head(Get, "/metrics", "getMetrics", Loopback, "The coordinator's metrics").make(None, Content::Text,
-            get(|s: Ctx| s.call(Loopback, AdminCall::Metrics))),
+        text(Head(Get, "/metrics", "getMetrics", Loopback, "The coordinator's metrics"), AdminCall::Metrics),
     ]
 }

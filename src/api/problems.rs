@@ -51,13 +51,13 @@ pub enum ProblemKind {
     DeadlineMissed,
     /// A node is in maintenance.
     NodeInMaintenance,
-    /// A kind that a newer coordinator knows.
+    /// A kind that this release doesn't know, or a sentence of a coordinator that names no kinds.
     #[serde(other)]
     Unknown,
 }
 
 /// What a kind means and what to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Advice {
     /// What it means for guests and their data.
     pub meaning: &'static str,
@@ -65,7 +65,7 @@ pub struct Advice {
     pub action: &'static str,
     /// Commands that look or help, ready to be typed; capitals stand for names.
     pub commands: &'static [&'static str],
-    /// Name of the page in `deploy/runbooks`; none for what only a newer release knows.
+    /// Name of the page in `deploy/runbooks`, which is that of an alert too; none for what this release doesn't know.
     pub runbook: Option<&'static str>,
 }
 
@@ -141,8 +141,8 @@ impl ProblemKind {
             ),
             ProblemKind::NodeDown => advice(
                 "Its copies are missing. They are made elsewhere when the grace is over.",
-                "Start it again. If it is gone for good, remove it, so that its share moves at once.",
-                &["evenkeel node show NODE", "evenkeel events", "evenkeel node remove NODE"],
+                "Start it again. If it is gone for good, drain it, so that its copies are made elsewhere at once, and remove it then.",
+                &["evenkeel node show NODE", "evenkeel node drain NODE", "evenkeel node remove NODE"],
                 "EvenkeelNodeDown",
             ),
             ProblemKind::NodeSuspect => advice(
@@ -202,7 +202,7 @@ impl ProblemKind {
             ProblemKind::JobHeld => advice(
                 "An operator stopped this job: data stays where it is.",
                 "Resume it when it may go on.",
-                &["evenkeel resync jobs", "evenkeel resync resume --job 1"],
+                &["evenkeel resync jobs", "evenkeel resync resume --job JOB"],
                 "EvenkeelResyncPaused",
             ),
             ProblemKind::ResyncPaused => advice(
@@ -224,7 +224,7 @@ impl ProblemKind {
                 "EvenkeelDegraded",
             ),
             ProblemKind::Unknown => Advice {
-                meaning: "The coordinator is of a newer release and names something that this command doesn't know.",
+                meaning: "The coordinator is of another release than this command, which doesn't know what this is.",
                 action: "Use its release of this command.",
                 commands: &["evenkeel health"],
                 runbook: None,
@@ -249,7 +249,9 @@ mod tests {
     #[test]
     fn kinds_stand_in_order_and_have_pages() {
         assert!(ProblemKind::ALL.is_sorted(), "health's order is that of the kinds");
-        assert!(!ProblemKind::ALL.contains(&ProblemKind::Unknown));
+        // The schema is made from the type: all kinds but the unknown one are in the list.
+        let schema = schemars::schema_for!(ProblemKind).to_value();
+        assert_eq!(schema["oneOf"].as_array().map(Vec::len), Some(ProblemKind::ALL.len() + 1), "{schema}");
         for kind in ProblemKind::ALL {
             let page = kind.advice().runbook.unwrap_or_else(|| panic!("{kind:?} has no page"));
             let path = format!("{}/deploy/runbooks/{page}.md", env!("CARGO_MANIFEST_DIR"));

@@ -48,20 +48,6 @@ pub fn router(calls: mpsc::Sender<AdminMessage>, authorise: Arc<Authorise>, cons
         .merge(console)
 }
 
-#[derive(serde::Deserialize)]
-pub(super) struct EventsQuery {
-    #[serde(default)]
-    after: u64,
-}
-
-/// GET /v1/events
-pub(super) async fn events(query: Result<Query<EventsQuery>, QueryRejection>, ctx: Ctx) -> Response {
-    match query {
-        Ok(Query(q)) => ctx.call(Role::Viewer, AdminCall::Events { after: q.after }).await,
-        Err(_) => failed(CallFailed::new(400, "`after` must be an event's number, as in /v1/events?after=17")),
-    }
-}
-
 /// GET /v1/openapi.json
 pub(super) async fn document() -> Response {
     static TEXT: LazyLock<String> = LazyLock::new(|| super::openapi::document().to_string());
@@ -78,6 +64,15 @@ async fn readers_only(ctx: Ctx, request: Request, next: Next) -> Response {
     failed(CallFailed::new(401, text))
 }
 
+/// A query's `after`.
+#[derive(serde::Deserialize)]
+pub(super) struct AfterQuery {
+    #[serde(default)]
+    after: u64,
+}
+
+/// The number after which what is asked for begins.
+pub(super) type After = Result<Query<AfterQuery>, QueryRejection>;
 /// The path's parameter.
 pub(super) type Name = Result<Path<String>, PathRejection>;
 /// The request's body.
@@ -124,6 +119,13 @@ impl Ctx {
             }
             Ok(Err(failure)) => failed(failure),
             Err(_) => stopping(),
+        }
+    }
+
+    pub(super) async fn call_after(self, role: Role, after: After, call: fn(u64) -> AdminCall) -> Response {
+        match after {
+            Ok(Query(query)) => self.call(role, call(query.after)).await,
+            Err(_) => failed(CallFailed::new(400, "`after` must be an event's number, as in /v1/events?after=17")),
         }
     }
 

@@ -254,8 +254,8 @@ pub fn node(args: &NodeRunArgs, api: Option<String>) -> Result<NodeSettings, Loa
         zone: args.zone.clone().or(file.zone).unwrap_or_default(),
         rack: args.rack.clone().or(file.rack).unwrap_or_default(),
     };
-    let ports = [settings.listen.port(), settings.lease_port, settings.bulk_port];
-    if (0..3).any(|i| ports[i] != 0 && ports[..i].contains(&ports[i])) {
+    let (listen, lease, bulk) = (settings.listen.port(), settings.lease_port, settings.bulk_port);
+    if (lease != 0 && [listen, bulk].contains(&lease)) || (bulk != 0 && bulk == listen) {
         return Err(wrong("node's ports", "listen, lease_port and bulk_port must differ"));
     }
     Ok(settings)

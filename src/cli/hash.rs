@@ -23,7 +23,15 @@ use crate::core::units::{CHUNK_BYTES, HumanBytes};
 use super::Session;
 use super::out;
 use super::resync::progress_bar;
-use super::schema::Hashed;
+
+/// A hash that `hash -o json` and `volume hash -o json` print.
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
+pub struct Hashed {
+    /// The volume hash: 64 hex digits.
+    pub hash: String,
+    /// The volume's name, or the file's path.
+    pub name: String,
+}
 
 /// Below this, a bar would be gone before anyone sees it.
 const BAR_FROM_BYTES: u64 = 1 << 30;

@@ -9,8 +9,8 @@ use crate::core::units::{CHUNK_BYTES, HumanBytes, SECTOR_BYTES};
 
 use super::args::{PoolCommand, PoolCreateArgs, VolumeCommand};
 use super::client::{Client, segment};
+use super::hash::Hashed;
 use super::out::{self, Table};
-use super::schema::Hashed;
 use super::{Session, daemons, need_yes};
 
 /// `pool …`.

@@ -2,11 +2,9 @@
 //!
 //! Invariant: every command stands in exactly one of [`OUTPUTS`] and [`WITHOUT_JSON`]; a test walks the command line.
 
-use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::api::openapi::{answer_schema, document};
-use crate::api::problems::ProblemKind;
 use crate::api::types::{
     ClusterFileNode, DiskInfo, Done, Event, ForcePromoteReply, JobChanged, JobInfo, NodeInfo, OkToStop, PgInfo,
     PlanReply, PoolInfo, ResyncInfo, Status, TokenCreated, VolumeInfo,
@@ -14,45 +12,7 @@ use crate::api::types::{
 use crate::core::placement::MapFile;
 use crate::core::simulate::Report;
 
-use super::{certificate, out, watch};
-
-/// What `health -o json` prints.
-#[derive(Debug, Serialize, schemars::JsonSchema)]
-pub struct Health {
-    /// `ok`, `warn` or `error`.
-    pub health: String,
-    /// One sentence for each thing that isn't well, worst first.
-    pub health_reasons: Vec<String>,
-    /// With `--explain`: what each kind of problem means and what to do.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub explained: Option<Vec<Explained>>,
-}
-
-/// A kind of problem.
-#[derive(Debug, Serialize, schemars::JsonSchema)]
-pub struct Explained {
-    /// Kind.
-    pub kind: ProblemKind,
-    /// What is the case: the sentences of this kind.
-    pub reasons: Vec<String>,
-    /// What it means for guests and their data.
-    pub meaning: String,
-    /// What to do.
-    pub action: String,
-    /// Commands that look or help; capitals stand for names.
-    pub commands: Vec<String>,
-    /// The page of the runbook, in the sources and in the package's documentation.
-    pub runbook: Option<String>,
-}
-
-/// A hash that `hash -o json` and `volume hash -o json` print.
-#[derive(Debug, Serialize, schemars::JsonSchema)]
-pub struct Hashed {
-    /// The volume hash: 64 hex digits.
-    pub hash: String,
-    /// The volume's name, or the file's path.
-    pub name: String,
-}
+use super::{certificate, hash, out, status, watch};
 
 /// What `resync jobs` prints: all jobs, or with `--job` the one.
 #[derive(schemars::JsonSchema)]
@@ -97,8 +57,8 @@ const OUTPUTS: &[Output] = &[
     ("disk list", answer_schema::<Vec<DiskInfo>>),
     ("disk show", answer_schema::<DiskInfo>),
     ("events", answer_schema::<Events>),
-    ("hash", answer_schema::<Vec<Hashed>>),
-    ("health", answer_schema::<Health>),
+    ("hash", answer_schema::<Vec<hash::Hashed>>),
+    ("health", answer_schema::<status::Health>),
     ("meta export", answer_schema::<MapFile>),
     ("metrics", answer_schema::<Vec<crate::api::metrics::Row>>),
     ("node drain", answer_schema::<NodeInfo>),
@@ -129,7 +89,7 @@ const OUTPUTS: &[Output] = &[
     ("token create", answer_schema::<TokenCreated>),
     ("volume create", answer_schema::<VolumeInfo>),
     ("volume delete", answer_schema::<Done>),
-    ("volume hash", answer_schema::<Vec<Hashed>>),
+    ("volume hash", answer_schema::<Vec<hash::Hashed>>),
     ("volume list", answer_schema::<Vec<VolumeInfo>>),
     ("volume resize", answer_schema::<VolumeInfo>),
     ("volume set", answer_schema::<VolumeInfo>),

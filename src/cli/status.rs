@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use crate::api::problems::{Problem, ProblemKind};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::api::problems::{Advice, Problem, ProblemKind};
 use crate::api::types::{Event, PgCounts, ResyncStatus, Status};
 use crate::core::units::HumanBytes;
 use crate::core::words;
@@ -12,7 +15,6 @@ use super::Session;
 use super::args::{EventsArgs, HealthArgs, WaitArgs, WaitFor};
 use super::client::{Client, RequestApi};
 use super::out::{self, Table};
-use super::schema::{Explained, Health};
 
 /// Between two looks at the cluster's state; a script notices no longer delay than this.
 const POLL_EVERY: Duration = Duration::from_millis(200);
@@ -20,6 +22,29 @@ const POLL_EVERY: Duration = Duration::from_millis(200);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// See its use.
 const MOMENT: Duration = Duration::from_millis(500);
+
+/// What `health -o json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Health {
+    /// `ok`, `warn` or `error`.
+    health: String,
+    /// One sentence for each thing that isn't well, worst first.
+    health_reasons: Vec<String>,
+    /// With `--explain`: what each kind of problem means and what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explained: Option<Vec<Explained>>,
+}
+
+/// A kind of problem.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Explained {
+    /// Kind.
+    kind: ProblemKind,
+    /// What is the case: the sentences of this kind.
+    reasons: Vec<String>,
+    #[serde(flatten)]
+    advice: Advice,
+}
 
 /// `status`.
 pub fn status(session: &Session) -> anyhow::Result<()> {
@@ -31,52 +56,54 @@ pub fn status(session: &Session) -> anyhow::Result<()> {
 /// `health`: the exit code says it to scripts.
 pub fn health(session: &Session, args: HealthArgs) -> anyhow::Result<ExitCode> {
     let client = session.client()?;
-    let (health, health_reasons, problems) = match client.status() {
-        Ok(status) => (status.health, status.health_reasons, status.problems),
-        Err(e) => {
-            let problem = Problem { kind: ProblemKind::CoordinatorDown, says: e.to_string() };
-            ("error".to_owned(), vec![e.to_string()], vec![problem])
-        }
+    let (health, problems) = match client.status() {
+        Ok(status) => (status.health.clone(), problems_of(status)),
+        Err(e) => ("error".to_owned(), vec![Problem { kind: ProblemKind::CoordinatorDown, says: e.to_string() }]),
     };
+    let health_reasons: Vec<String> = problems.iter().map(|problem| problem.says.clone()).collect();
     let explained = args.explain.then(|| explain(&problems));
-    if session.json() {
-        out::line(serde_json::to_string(&Health { health: health.clone(), health_reasons, explained })?)?;
-    } else {
-        let word = if out::colour() { out::paint_state(&health) } else { health.clone() };
-        let body = explained.map_or(health_reasons, |all| all.iter().map(advice_text).collect());
-        out::line([vec![word], body].concat().join("\n"))?;
-    }
-    Ok(ExitCode::from(match health.as_str() {
+    let code = match health.as_str() {
         "ok" => 0,
         "warn" => 1,
         _ => 2,
-    }))
+    };
+    if session.json() {
+        out::line(serde_json::to_string(&Health { health, health_reasons, explained })?)?;
+    } else {
+        let word = if out::colour() { out::paint_state(&health) } else { health };
+        let body = explained.map_or(health_reasons, |all| all.iter().map(advice_text).collect());
+        out::line([vec![word], body].concat().join("\n"))?;
+    }
+    Ok(ExitCode::from(code))
+}
+
+/// A coordinator of an earlier release names no kinds: its sentences stand for themselves.
+fn problems_of(status: Status) -> Vec<Problem> {
+    if !status.problems.is_empty() {
+        return status.problems;
+    }
+    status.health_reasons.into_iter().map(|says| Problem { kind: ProblemKind::Unknown, says }).collect()
 }
 
 /// What each kind of problem means, in health's order.
 fn explain(problems: &[Problem]) -> Vec<Explained> {
     let kinds = problems.chunk_by(|a, b| a.kind == b.kind);
     let explained = kinds.filter_map(|same| {
-        let (kind, advice) = (same.first()?.kind, same.first()?.kind.advice());
-        Some(Explained {
-            kind,
-            reasons: same.iter().map(|problem| problem.says.clone()).collect(),
-            meaning: advice.meaning.to_owned(),
-            action: advice.action.to_owned(),
-            commands: advice.commands.iter().map(|&command| command.to_owned()).collect(),
-            runbook: advice.runbook.map(|page| format!("deploy/runbooks/{page}.md")),
-        })
+        let kind = same.first()?.kind;
+        let reasons = same.iter().map(|problem| problem.says.clone()).collect();
+        Some(Explained { kind, reasons, advice: kind.advice() })
     });
     explained.collect()
 }
 
 fn advice_text(explained: &Explained) -> String {
+    let Explained { reasons, advice, .. } = explained;
     let mut lines = vec![String::new()];
-    lines.extend(explained.reasons.iter().cloned());
-    lines.push(format!("  What it means: {}", explained.meaning));
-    lines.push(format!("  What to do:    {}", explained.action));
-    lines.extend(explained.commands.iter().map(|command| format!("    {command}")));
-    lines.extend(explained.runbook.iter().map(|page| format!("  Runbook:       {page}")));
+    lines.extend(reasons.iter().cloned());
+    lines.push(format!("  What it means: {}", advice.meaning));
+    lines.push(format!("  What to do:    {}", advice.action));
+    lines.extend(advice.commands.iter().map(|command| format!("    {command}")));
+    lines.extend(advice.runbook.iter().map(|page| format!("  Runbook:       deploy/runbooks/{page}.md")));
     lines.join("\n")
 }
 
@@ -349,10 +376,13 @@ mod tests {
         for part in ["n2 does not answer", "What to do:", "evenkeel node remove NODE", "runbooks/EvenkeelNodeDown.md"] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
+        let earlier = Status { health: "warn".into(), health_reasons: vec!["It is dark.".into()], ..Status::default() };
+        let text: String = explain(&problems_of(earlier)).iter().map(advice_text).collect();
+        assert!(text.contains("It is dark.") && text.contains("another release"), "{text}");
         for kind in ProblemKind::ALL {
             for command in kind.advice().commands {
-                // A PG has an id of its own form.
-                let words = command.replace(" PG", " 1.0");
+                // These have ids of their own form.
+                let words = command.replace(" PG", " 1.0").replace(" JOB", " 1");
                 let words = words.split_whitespace();
                 assert!(Cli::try_parse_from(words).is_ok(), "{kind:?}: {command}");
             }

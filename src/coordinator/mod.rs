@@ -14,6 +14,7 @@ mod control;
 mod events;
 mod figures;
 mod files;
+mod health;
 mod jobs;
 mod owner;
 mod probe;

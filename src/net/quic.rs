@@ -122,6 +122,16 @@ pub enum BindEndpointError {
     Tls(#[from] TlsConfigError),
 }
 
+impl BindEndpointError {
+    /// In words, with the setting that names the port.
+    pub fn with_key(&self, key: &str) -> String {
+        match self {
+            BindEndpointError::Socket { .. } => format!("{self}; set {key} to a port that is free, or to 0 for any"),
+            BindEndpointError::Tls(_) => self.to_string(),
+        }
+    }
+}
+
 /// Why there is no link to a peer.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectLinkError {

@@ -43,7 +43,7 @@ pub enum StartBulk {
     #[error("can't start the thread for copies: {0}")]
     Thread(#[from] io::Error),
     /// No socket.
-    #[error("{0}; another bulk_port (--bulk-port) can be given, or 0 for a free one")]
+    #[error("{}", .0.with_key("bulk_port"))]
     Endpoint(#[from] BindEndpointError),
 }
 

@@ -174,11 +174,7 @@ pub fn start(leases: Arc<Leases>, identity: Arc<Identity>, addr: SocketAddr) -> 
             runtime.block_on(async move {
                 let endpoint = match Endpoint::bind(addr, identity, Tuning::default()) {
                     Ok(endpoint) => Arc::new(endpoint),
-                    Err(error) => {
-                        let reason =
-                            format!("{error}; another lease_port (--lease-port) can be given, or 0 for a free one");
-                        return drop(ready.send(Err(reason)));
-                    }
+                    Err(error) => return drop(ready.send(Err(error.with_key("lease_port")))),
                 };
                 let port = endpoint.local_addr().map(|a| a.port()).map_err(|e| e.to_string());
                 drop(ready.send(port));
