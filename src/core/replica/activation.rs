@@ -3,6 +3,17 @@
 use super::*;
 
 impl Replica {
+    /// The primary before this one serves no more: its lease needn't run out (R7). Both hear of the change from the coordinator;
+    /// where the other was first, its word waits for the configuration.
+    pub(super) fn on_yield(&mut self, from: DiskId, generation: Generation, now: Instant, env: &mut dyn Env) {
+        if generation > self.generation() {
+            self.yielded = Some((from, generation));
+        } else if generation == self.generation() && self.is_primary() && self.activation.predecessor == Some(from) {
+            self.activation.grants_end = Some(now);
+            self.advance_activation(now, env);
+        }
+    }
+
     pub(super) fn begin_activation(&mut self, config: PgConfig, continuing: bool, now: Instant, env: &mut dyn Env) {
         if !continuing {
             if self.is_primary() {
@@ -14,6 +25,9 @@ impl Replica {
         let incomplete = config.is_forced_on(self.me) && !self.is_complete();
         // By disk and boot: a restarted member that comes back in its own place is a newcomer too (R1).
         let old_members: BTreeSet<Member> = self.state.config.members.iter().copied().collect();
+        let predecessor = self.state.config.primary().map(|p| p.disk);
+        let said = self.yielded.take_if(|(_, generation)| *generation <= config.generation);
+        let yielded = said.is_some_and(|(by, to)| to == config.generation && predecessor == Some(by));
         self.state.config = PgConfig { learners: Vec::new(), ..config.clone() };
         self.state.complete = !incomplete;
         self.clear_unsure();
@@ -64,7 +78,8 @@ impl Replica {
             bases,
             max_sequence: self.last_sequence,
             uncommitted: if continuing { BTreeSet::new() } else { self.uncommitted.values().copied().collect() },
-            grants_end: continuing.then_some(now),
+            grants_end: (continuing || yielded).then_some(now),
+            predecessor,
             reconciling: BTreeSet::new(),
             repairs_due: true,
             restamping: 0,

@@ -16,12 +16,7 @@ impl Replica {
                 }
             }
             PeerMessage::Activate { generation, base_sequence } => self.on_activate(generation, base_sequence),
-            PeerMessage::Yield { generation } => {
-                if generation == self.generation() && self.is_primary() {
-                    self.activation.grants_end = Some(now);
-                    self.advance_activation(now, env);
-                }
-            }
+            PeerMessage::Yield { generation } => self.on_yield(from, generation, now, env),
             PeerMessage::Prepare { generation, chunk } => self.on_prepare(from, generation, chunk),
             PeerMessage::Prepared { generation, chunk, ok } => {
                 self.acked_write(from);

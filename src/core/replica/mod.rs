@@ -271,6 +271,8 @@ struct Activation {
     max_sequence: u64,
     uncommitted: BTreeSet<(ChunkId, u32, u32)>,
     grants_end: Option<Instant>,
+    /// Who led the configuration that this replica knew before: it alone can say that nobody serves any more.
+    predecessor: Option<DiskId>,
     reconciling: BTreeSet<Ticket>,
     /// Repairs look again once all members can answer.
     repairs_due: bool,
@@ -342,6 +344,8 @@ pub struct Replica {
     fences: BTreeMap<VolumeId, u64>,
     /// Primary.
     activation: Activation,
+    /// A primary that yielded to a configuration which this replica hasn't heard of yet.
+    yielded: Option<(DiskId, Generation)>,
     /// Members to which the link was made anew and which have not said yet what they have: what is ordered
     /// meanwhile goes to them afterwards, so that it makes no gap.
     relinking: BTreeSet<DiskId>,
@@ -433,6 +437,7 @@ impl Replica {
             left_at: Generation::default(),
             dropped: false,
             activation: Activation::default(),
+            yielded: None,
             relinking: BTreeSet::new(),
             inflight: BTreeMap::new(),
             crowded: VecDeque::new(),

@@ -68,6 +68,8 @@ pub(super) struct Bed {
     pub(super) table: Vec<TableEntry>,
     /// Reads find every block damaged.
     bad_reads: bool,
+    /// How long what this replica has granted lasts.
+    granted: Duration,
 }
 
 impl Bed {
@@ -80,6 +82,7 @@ impl Bed {
             disk: VecDeque::new(),
             table: Vec::new(),
             bad_reads: false,
+            granted: Duration::ZERO,
         }
     }
 
@@ -108,8 +111,7 @@ impl Bed {
             match action {
                 Action::Disk { token, op } => self.disk.push_back((token, op)),
                 Action::AcceptGeneration { config } => {
-                    // Nobody was granted anything.
-                    let (generation, at) = (config.generation, self.now);
+                    let (generation, at) = (config.generation, self.now + self.granted);
                     self.feed(Input::GrantsEnd { generation, at });
                 }
                 other => self.out.push(other),
@@ -397,6 +399,47 @@ fn a_new_primary_does_not_wait_for_ever_for_a_member_that_does_not_accept() {
     bed.accepts(2, 3);
     bed.answer_disk();
     assert!(bed.replica.is_serving(), "IO goes on without it");
+}
+
+/// A secondary of d2 that has granted it a lease, about to lead.
+fn heir() -> Bed {
+    let known = PgState { config: config(1, &[2, 1, 3]), ..known(1, true) };
+    Bed { granted: Duration::from_millis(600), ..Bed::new(Some(known)) }
+}
+
+fn leads(bed: &mut Bed) {
+    bed.feed(Input::Config(config(2, &[1, 2, 3])));
+    bed.answer_disk();
+    bed.accepts(2, 2);
+    bed.accepts(3, 2);
+    bed.answer_disk();
+}
+
+/// Guests' IO stood still for the rest of the lease when the old primary heard of the change before the new one did.
+#[test]
+fn a_yield_that_comes_before_the_configuration_counts() {
+    let to_two = || PeerMessage::Yield { generation: generation(2) };
+    let mut bed = heir();
+    bed.peer(2, to_two());
+    leads(&mut bed);
+    assert!(bed.replica.is_serving(), "nobody else serves");
+
+    let mut bed = heir();
+    leads(&mut bed);
+    assert!(!bed.replica.is_serving(), "the old primary's lease may still hold");
+    bed.peer(3, to_two());
+    assert!(!bed.replica.is_serving(), "d3 didn't lead: it can't say");
+    bed.peer(2, to_two());
+    assert!(bed.replica.is_serving());
+
+    for (from, n) in [(3, 2), (2, 3)] {
+        let mut bed = heir();
+        bed.peer(from, PeerMessage::Yield { generation: generation(n) });
+        leads(&mut bed);
+        assert!(!bed.replica.is_serving(), "a yield of d{from} to {n} says nothing of this one");
+        bed.pass(700);
+        assert!(bed.replica.is_serving(), "the lease has run out");
+    }
 }
 
 /// The other side: a secondary whose disk hangs accepts once it has drained, and only then.
