@@ -53,6 +53,8 @@ pub struct ResyncSet {
     pub deadline: Option<String>,
     /// `deadline` or `latency`.
     pub deadline_wins: Option<String>,
+    /// Change nothing: the answer is what would be in effect.
+    pub dry_run: bool,
 }
 
 /// The throttle as it is in effect, where each value comes from, and the copies that run.

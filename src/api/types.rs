@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use super::copies::{JobChanged, JobInfo, SessionInfo, StallInfo};
 use super::problems::Problem;
 pub use super::resync::{ClassProgress, DeadlineInfo, Knob, NodeLimits, OwnTarget, ResyncInfo, ResyncSet, WindowInfo};
-pub use super::volumes::{ChunkCounts, VolumeCreate, VolumeInfo, VolumePg, VolumeRedundancy, VolumeSet};
+pub use super::volumes::{ChunkCounts, GuestStatus, VolumeCreate, VolumeInfo, VolumePg, VolumeRedundancy, VolumeSet};
 use crate::core::cluster::{FailureDomain, Replica};
 use crate::core::ids::{DiskId, Generation, NodeId, PoolId};
 pub use crate::core::placement::NamedMissing;
@@ -176,6 +176,9 @@ pub struct NodeInfo {
     pub rack: String,
     /// Release.
     pub release: String,
+    /// What it does for guests, as the primary of its placement groups.
+    #[serde(default)]
+    pub foreground: ForegroundStatus,
     /// Its disks.
     pub disks: Vec<DiskInfo>,
 }
@@ -201,6 +204,15 @@ pub struct DiskInfo {
     pub pg_replicas: u64,
     /// Primaries on it.
     pub primaries: u64,
+    /// Guests' recent p99 on it, microseconds, as the throttle sees it; `null`: no guest, or not known yet.
+    #[serde(default)]
+    pub foreground_p99_us: Option<u64>,
+    /// What the throttle aims at, microseconds; `null`: not known yet.
+    #[serde(default)]
+    pub target_p99_us: Option<u64>,
+    /// What the throttle lets copies take of it now, bytes per second; `null`: no limit.
+    #[serde(default)]
+    pub resync_limit_bytes_per_sec: Option<u64>,
 }
 
 /// `pool list|show`.

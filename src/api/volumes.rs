@@ -35,6 +35,9 @@ pub struct VolumeInfo {
     pub state: String,
     /// Layout.
     pub stripes: Vec<Stripe>,
+    /// What its guest does; `null`: no gateway has it, or it hasn't said yet.
+    #[serde(default)]
+    pub guest: Option<GuestStatus>,
     /// Its PGs by state.
     pub pgs: PgCounts,
     /// Disks that hold its copies.
@@ -42,6 +45,23 @@ pub struct VolumeInfo {
     /// How safe its chunks are; of one volume alone, not in lists.
     #[serde(default)]
     pub redundancy: Option<VolumeRedundancy>,
+}
+
+/// What a guest does, as its gateway sees it: with all that it waits for, its limits and a failover too. Over the last second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GuestStatus {
+    /// Reads per second.
+    pub read_iops: u64,
+    /// Writes, discards and zeroes per second.
+    pub write_iops: u64,
+    /// Bytes per second.
+    pub read_bytes_per_sec: u64,
+    /// Bytes per second; discards and zeroes write none.
+    pub write_bytes_per_sec: u64,
+    /// Median latency, microseconds; 0: nothing was done.
+    pub p50_us: u64,
+    /// Microseconds; 0: nothing was done.
+    pub p99_us: u64,
 }
 
 /// How safe a volume's chunks are. A chunk stands as its PG does; what was never written counts too.

@@ -4,16 +4,16 @@ use anyhow::Context as _;
 
 use crate::api::types::{
     DiskInfo, ForcePromoteReply, ForcePromoteRequest, NodeInfo, NodeStateSet, OkToStop, OkToStopRequest, PgInfo,
-    StopBlocked,
+    PlanRequest, StopBlocked,
 };
 use crate::core::cluster::NodeAdminState;
 use crate::core::ids::{DiskId, PgId};
 use crate::core::units::HumanBytes;
 
-use super::args::{DiskCommand, ForcePromoteArgs, NodeCommand, PgCommand};
+use super::args::{DiskCommand, ForcePromoteArgs, NodeChangeArgs, NodeCommand, PgCommand};
 use super::client::{Client, segment};
 use super::out::{self, Table};
-use super::{Session, need_yes};
+use super::{Session, need_yes, plan};
 
 /// Reasons of unavailable PGs below their table: a screen.
 const REASONS_SHOWN: usize = 20;
@@ -28,23 +28,45 @@ pub fn node(session: &Session, command: NodeCommand) -> anyhow::Result<()> {
             session.show(&client, &text, |nodes: Vec<NodeInfo>| nodes_table(&nodes))
         }
         NodeCommand::Show { name } => session.show_one(&find_node(&client, &name)?, show_node),
-        NodeCommand::Drain { name } => {
+        NodeCommand::Drain(NodeChangeArgs { name, dry_run: true }) => {
+            plan::dry_run(session, &client, &PlanRequest { remove_node: vec![name], ..PlanRequest::default() })
+        }
+        NodeCommand::Drain(NodeChangeArgs { name, .. }) => {
             let text = "its replicas move away; `evenkeel wait clean` waits for the end";
             set_state(session, &client, &name, NodeAdminState::Draining, text)
         }
-        NodeCommand::Undrain { name } => {
+        NodeCommand::Undrain(NodeChangeArgs { name, dry_run: true }) => {
+            plan::dry_run(session, &client, &PlanRequest { undrain_node: vec![name], ..PlanRequest::default() })
+        }
+        NodeCommand::Undrain(NodeChangeArgs { name, .. }) => {
             set_state(session, &client, &name, NodeAdminState::Active, "it takes replicas again")
         }
-        NodeCommand::Maintenance { name } => {
+        NodeCommand::Maintenance(NodeChangeArgs { name, dry_run: true }) => maintenance_dry_run(session, &client, name),
+        NodeCommand::Maintenance(NodeChangeArgs { name, .. }) => {
             let text = "nothing is re-replicated while it is down; `evenkeel node undrain` ends it";
             set_state(session, &client, &name, NodeAdminState::Maintenance, text)
         }
         NodeCommand::OkToStop { names } => ok_to_stop(session, &client, names),
-        NodeCommand::Remove { name, yes } => {
+        NodeCommand::Remove { change: NodeChangeArgs { name, dry_run: true }, .. } => {
+            plan::dry_run(session, &client, &PlanRequest { remove_node: vec![name], ..PlanRequest::default() })
+        }
+        NodeCommand::Remove { change: NodeChangeArgs { name, .. }, yes } => {
             need_yes(yes, &format!("removing node {name} is for good: its copies count no more"))?;
             set_state(session, &client, &name, NodeAdminState::Removed, "its id is never used again")
         }
     }
+}
+
+/// Maintenance moves nothing; what counts is whether the node may be down.
+fn maintenance_dry_run(session: &Session, client: &Client, name: String) -> anyhow::Result<()> {
+    let answer: OkToStop = client.post("/v1/ok-to-stop", &OkToStopRequest { nodes: vec![name.clone()] })?;
+    session.show_one(&answer, |a| {
+        let then = match a.pgs_blocked {
+            0 => format!("{} placement groups serve on without it", a.pgs_touched),
+            n => format!("{n} of {} placement groups wait while it is down: make them whole first", a.pgs_touched),
+        };
+        format!("dry run, nothing was changed; nothing would move, and with {name} down {then}")
+    })
 }
 
 fn ok_to_stop(session: &Session, client: &Client, nodes: Vec<String>) -> anyhow::Result<()> {

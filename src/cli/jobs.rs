@@ -28,6 +28,27 @@ pub fn change(session: &Session, id: u64, verb: &str) -> anyhow::Result<()> {
     session.show(&client, &text, |changed: JobChanged| changed.message)
 }
 
+/// `resync cancel --dry-run`.
+pub fn cancel_dry_run(session: &Session, id: u64) -> anyhow::Result<()> {
+    let job: JobInfo = session.client()?.get(&format!("/v1/jobs/{id}"))?;
+    let message = format!("dry run, nothing was changed; {}", would_cancel(&job));
+    session.show_one(&JobChanged { message, job }, |changed| changed.message.clone())
+}
+
+fn would_cancel(job: &JobInfo) -> String {
+    if job.ended_unix_ms.is_some() {
+        return format!("job {} has ended: {}", job.id, job.state.name());
+    }
+    let ended = job.moves_done + job.moves_failed + job.moves_cancelled;
+    format!(
+        "of job {} up to {} moves, {} of them under way, would be given up with {} still to copy; repairs would go on",
+        job.id,
+        job.moves_total.saturating_sub(ended),
+        job.moves_active,
+        HumanBytes(job.bytes_total.saturating_sub(job.bytes_done))
+    )
+}
+
 fn render(jobs: &[JobInfo]) -> String {
     if jobs.is_empty() {
         return "there was no job yet: nothing had to move\n".to_owned();

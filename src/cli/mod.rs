@@ -26,6 +26,7 @@ mod schema;
 mod signals;
 mod simulate;
 mod status;
+mod top;
 mod watch;
 
 use std::process::ExitCode;
@@ -89,6 +90,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Node(NodeCommand::Run(args)) => done(daemons::node_command(&args, session.global.api.clone())),
         Command::Gateway(args) => done(daemons::gateway_command(&args, &session.global)),
         Command::Status => done(status::status(&session)),
+        Command::Top(args) => done(top::top(&session, &args)),
         Command::Health(args) => status::health(&session, args),
         Command::Wait(args) => done(status::wait(&session, args)),
         Command::Events(args) => done(status::events(&session, args)),

@@ -119,13 +119,31 @@ fn paint(code: &str, text: &str) -> String {
     if text.is_empty() { String::new() } else { format!("\x1b[{code}m{text}\x1b[0m") }
 }
 
+/// How well a state is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grade {
+    Well,
+    Warn,
+    Bad,
+}
+
+/// Of the state that the text names; `None`: it names none.
+pub fn grade(text: &str) -> Option<Grade> {
+    match text {
+        "ok" | "up" | "clean" => Some(Grade::Well),
+        "warn" | "suspect" | "degraded" | "misplaced" | "draining" | "maintenance" | "deleting" => Some(Grade::Warn),
+        "error" | "down" | "unavailable" | "failed" | "full" | "hung" | "no progress" => Some(Grade::Bad),
+        _ => None,
+    }
+}
+
 /// The text in the colour of the state that it names; other text as it is.
 pub fn paint_state(text: &str) -> String {
-    match text {
-        "ok" | "up" | "clean" => paint(GREEN, text),
-        "warn" | "suspect" | "degraded" | "misplaced" | "draining" | "maintenance" | "deleting" => paint(YELLOW, text),
-        "error" | "down" | "unavailable" | "failed" | "full" | "hung" => paint(RED, text),
-        _ => text.to_owned(),
+    match grade(text) {
+        Some(Grade::Well) => paint(GREEN, text),
+        Some(Grade::Warn) => paint(YELLOW, text),
+        Some(Grade::Bad) => paint(RED, text),
+        None => text.to_owned(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::core::units::HumanBytes;
 
 use super::Session;
 use super::args::PlanArgs;
-use super::client::PLAN_TIMEOUT;
+use super::client::{Client, PLAN_TIMEOUT};
 use super::out::{self, Table};
 
 /// Moves shown without `--all`: a screen.
@@ -22,8 +22,10 @@ pub fn plan(session: &Session, args: PlanArgs) -> anyhow::Result<()> {
     let question = PlanRequest {
         add_node: args.add_node,
         remove_node: args.remove_node,
+        undrain_node: args.undrain_node,
         replicas: args.replicas,
         failure_domain: args.failure_domain,
+        class: args.class,
         disk_rate_bytes_per_sec: args.rates.disk_rate,
         foreground_share: args.rates.foreground_share,
         write_map: args.write_map.is_some(),
@@ -36,6 +38,13 @@ pub fn plan(session: &Session, args: PlanArgs) -> anyhow::Result<()> {
         write_file(out, &map)?;
     }
     session.show_one(&answer, |answer| render(answer, args.all))
+}
+
+/// `--dry-run` of a change that moves data: what would move.
+pub fn dry_run(session: &Session, client: &Client, question: &PlanRequest) -> anyhow::Result<()> {
+    let answer: PlanReply = client.within(PLAN_TIMEOUT).post("/v1/plan", question)?;
+    session
+        .show_one(&answer, |answer| format!("dry run, nothing was changed; it would mean:\n{}", render(answer, false)))
 }
 
 /// `meta export`.

@@ -1,17 +1,17 @@
 //! `pool` and `volume`.
 
 use crate::api::types::{
-    Done, Knob, PoolCreate, PoolInfo, PoolSet, VolumeCreate, VolumeInfo, VolumeRedundancy, VolumeSet,
+    Done, Knob, PlanRequest, PoolCreate, PoolInfo, PoolSet, VolumeCreate, VolumeInfo, VolumeRedundancy, VolumeSet,
 };
 use crate::core::cluster::FailureDomain;
 use crate::core::ids::DiskId;
 use crate::core::units::{CHUNK_BYTES, HumanBytes, SECTOR_BYTES};
 
-use super::args::{PoolCommand, PoolCreateArgs, VolumeCommand};
-use super::client::{Client, segment};
+use super::args::{PoolCommand, PoolCreateArgs, PoolSetArgs, VolumeCommand};
+use super::client::{Client, RequestApi, segment};
 use super::hash::Hashed;
 use super::out::{self, Table};
-use super::{Session, daemons, need_yes};
+use super::{Session, daemons, need_yes, plan};
 
 /// `pool …`.
 pub fn pool(session: &Session, command: PoolCommand) -> anyhow::Result<()> {
@@ -26,6 +26,11 @@ pub fn pool(session: &Session, command: PoolCommand) -> anyhow::Result<()> {
             let text = client.get_text(&pool_path(&name))?;
             session.show(&client, &text, |pool: PoolInfo| pools_table(&[pool]))
         }
+        PoolCommand::Set(args) if args.dry_run => {
+            // The API's sentence if there is no such pool.
+            client.get_text(&pool_path(&args.name))?;
+            plan::dry_run(session, &client, &pool_question(&args))
+        }
         PoolCommand::Set(args) => {
             let change = PoolSet {
                 replicas: args.change.replicas,
@@ -37,11 +42,45 @@ pub fn pool(session: &Session, command: PoolCommand) -> anyhow::Result<()> {
             let text = client.patch_text(&pool_path(&args.name), &change)?;
             session.show(&client, &text, |pool: PoolInfo| format!("pool {} is now {}", pool.name, rule(&pool)))
         }
-        PoolCommand::Delete { name, yes, if_exists } => {
+        PoolCommand::Delete { name, if_exists, dry_run: true, .. } => {
+            let found = client.get(&pool_path(&name));
+            would_delete(session, &format!("pool {name}"), found, if_exists, |pool: &PoolInfo| match pool.volumes {
+                0 => format!("pool {} would be deleted; it is empty", pool.name),
+                n => format!("pool {} would not be deleted: it has {n} volumes", pool.name),
+            })
+        }
+        PoolCommand::Delete { name, yes, if_exists, .. } => {
             need_yes(yes, &format!("pool {name} would be deleted"))?;
             delete(session, &client, &pool_path(&name), if_exists, &format!("there is no pool {name}"))
         }
     }
+}
+
+/// What of a change of a pool moves data.
+fn pool_question(args: &PoolSetArgs) -> PlanRequest {
+    let pair = |value: String| vec![format!("{}={value}", args.name)];
+    PlanRequest {
+        replicas: args.change.replicas.map(|n| pair(n.to_string())).unwrap_or_default(),
+        failure_domain: args.change.failure_domain.map(|d| pair(domain(d).to_owned())).unwrap_or_default(),
+        class: args.change.class.clone().map(pair).unwrap_or_default(),
+        ..PlanRequest::default()
+    }
+}
+
+/// `--dry-run` of a deletion.
+fn would_delete<T>(
+    session: &Session,
+    what: &str,
+    found: Result<T, RequestApi>,
+    if_exists: bool,
+    told: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    let message = match found {
+        Ok(found) => format!("dry run, nothing was changed; {}", told(&found)),
+        Err(e) if if_exists && e.is_not_found() => format!("there is no {what}; nothing to do"),
+        Err(e) => return Err(e.into()),
+    };
+    session.show_one(&Done { message }, |d| d.message.clone())
 }
 
 fn create_pool(session: &Session, client: &Client, args: PoolCreateArgs) -> anyhow::Result<()> {
@@ -152,7 +191,8 @@ pub fn volume(session: &Session, command: VolumeCommand) -> anyhow::Result<()> {
             let text = client.get_text(&volume_path(&name))?;
             session.show(&client, &text, |volume: VolumeInfo| show_volume(&volume))
         }
-        VolumeCommand::Resize { name, size, yes } => resize(session, &client, &name, size, yes),
+        VolumeCommand::Resize { name, size, dry_run: true, .. } => resize_dry_run(session, &client, &name, size),
+        VolumeCommand::Resize { name, size, yes, .. } => resize(session, &client, &name, size, yes),
         VolumeCommand::Set(args) => {
             let change = VolumeSet {
                 priority: args.change.priority,
@@ -165,7 +205,14 @@ pub fn volume(session: &Session, command: VolumeCommand) -> anyhow::Result<()> {
                 format!("volume {} has priority {}, {}", v.name, v.priority, limits(&v))
             })
         }
-        VolumeCommand::Delete { name, yes, if_exists } => {
+        VolumeCommand::Delete { name, if_exists, dry_run: true, .. } => {
+            let found = client.get(&volume_path(&name));
+            would_delete(session, &format!("volume {name}"), found, if_exists, |v: &VolumeInfo| match &v.attached_to {
+                Some(gateway) => format!("volume {} would not be deleted: gateway {gateway} has it", v.name),
+                None => format!("volume {} and its {} would be deleted", v.name, HumanBytes(v.size_bytes)),
+            })
+        }
+        VolumeCommand::Delete { name, yes, if_exists, .. } => {
             need_yes(yes, &format!("volume {name} and its data would be deleted"))?;
             delete(session, &client, &volume_path(&name), if_exists, &format!("there is no volume {name}"))
         }
@@ -185,6 +232,23 @@ fn resize(session: &Session, client: &Client, name: &str, size: u64, yes: bool) 
     session.show(client, &text, |v: VolumeInfo| {
         format!("volume {} has {} (before: {})", v.name, HumanBytes(v.size_bytes), HumanBytes(before.size_bytes))
     })
+}
+
+fn resize_dry_run(session: &Session, client: &Client, name: &str, size: u64) -> anyhow::Result<()> {
+    check_size(size)?;
+    let v: VolumeInfo = client.get(&volume_path(name))?;
+    let (now, then) = (HumanBytes(v.size_bytes), HumanBytes(size));
+    let what = match size.cmp(&v.size_bytes) {
+        std::cmp::Ordering::Less => {
+            format!(
+                "volume {name} would shrink from {now} to {then}: its last {} would be dropped",
+                HumanBytes(v.size_bytes - size)
+            )
+        }
+        std::cmp::Ordering::Equal => format!("volume {name} has {now} already"),
+        std::cmp::Ordering::Greater => format!("volume {name} would grow from {now} to {then}"),
+    };
+    session.show_one(&Done { message: format!("dry run, nothing was changed; {what}") }, |d| d.message.clone())
 }
 
 fn hash_volumes(session: &Session, client: &Client, names: &[String]) -> anyhow::Result<()> {

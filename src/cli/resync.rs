@@ -27,12 +27,14 @@ pub fn resync(session: &Session, command: ResyncCommand) -> anyhow::Result<()> {
         ResyncCommand::Jobs { job: Some(id) } => return jobs::show(session, id),
         ResyncCommand::Pause(PauseArgs { job: Some(id), .. }) => return jobs::change(session, id, "pause"),
         ResyncCommand::Resume(PauseArgs { job: Some(id), .. }) => return jobs::change(session, id, "resume"),
-        ResyncCommand::Cancel { job } => return jobs::change(session, job, "cancel"),
+        ResyncCommand::Cancel { job, dry_run: true } => return jobs::cancel_dry_run(session, job),
+        ResyncCommand::Cancel { job, .. } => return jobs::change(session, job, "cancel"),
         ResyncCommand::Pause(what) => pause_request(what, true),
         ResyncCommand::Resume(what) => pause_request(what, false),
     };
     let text = client.patch_text("/v1/resync", &change)?;
-    session.show(&client, &text, |info: ResyncInfo| effective(&info))
+    let lead = if change.dry_run { "dry run, nothing was changed; it would be\n" } else { "" };
+    session.show(&client, &text, |info: ResyncInfo| format!("{lead}{}", effective(&info)))
 }
 
 fn set_request(set: ResyncSetArgs) -> ResyncSet {
@@ -52,6 +54,7 @@ fn set_request(set: ResyncSetArgs) -> ResyncSet {
         time_zone: set.time_zone,
         deadline: set.deadline,
         deadline_wins: set.deadline_wins,
+        dry_run: set.dry_run,
     }
 }
 

@@ -47,6 +47,17 @@ enum Events {
     Line(Event),
 }
 
+/// What a command with `--dry-run` prints.
+#[derive(schemars::JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "it only describes")]
+enum Changed<T, D> {
+    /// Done.
+    Done(T),
+    /// With `--dry-run`: what it would mean.
+    DryRun(D),
+}
+
 /// A command, and what describes its output.
 type Output = (&'static str, fn() -> Value);
 
@@ -61,13 +72,13 @@ const OUTPUTS: &[Output] = &[
     ("health", answer_schema::<status::Health>),
     ("meta export", answer_schema::<MapFile>),
     ("metrics", answer_schema::<Vec<crate::api::metrics::Row>>),
-    ("node drain", answer_schema::<NodeInfo>),
+    ("node drain", answer_schema::<Changed<NodeInfo, PlanReply>>),
     ("node list", answer_schema::<Vec<NodeInfo>>),
-    ("node maintenance", answer_schema::<NodeInfo>),
+    ("node maintenance", answer_schema::<Changed<NodeInfo, OkToStop>>),
     ("node ok-to-stop", answer_schema::<OkToStop>),
-    ("node remove", answer_schema::<NodeInfo>),
+    ("node remove", answer_schema::<Changed<NodeInfo, PlanReply>>),
     ("node show", answer_schema::<NodeInfo>),
-    ("node undrain", answer_schema::<NodeInfo>),
+    ("node undrain", answer_schema::<Changed<NodeInfo, PlanReply>>),
     ("pg force-promote", answer_schema::<ForcePromoteReply>),
     ("pg list", answer_schema::<Vec<PgInfo>>),
     ("pg show", answer_schema::<PgInfo>),
@@ -75,7 +86,7 @@ const OUTPUTS: &[Output] = &[
     ("pool create", answer_schema::<PoolInfo>),
     ("pool delete", answer_schema::<Done>),
     ("pool list", answer_schema::<Vec<PoolInfo>>),
-    ("pool set", answer_schema::<PoolInfo>),
+    ("pool set", answer_schema::<Changed<PoolInfo, PlanReply>>),
     ("pool show", answer_schema::<PoolInfo>),
     ("resync cancel", answer_schema::<JobChanged>),
     ("resync jobs", answer_schema::<Jobs>),
@@ -91,7 +102,7 @@ const OUTPUTS: &[Output] = &[
     ("volume delete", answer_schema::<Done>),
     ("volume hash", answer_schema::<Vec<hash::Hashed>>),
     ("volume list", answer_schema::<Vec<VolumeInfo>>),
-    ("volume resize", answer_schema::<VolumeInfo>),
+    ("volume resize", answer_schema::<Changed<VolumeInfo, Done>>),
     ("volume set", answer_schema::<VolumeInfo>),
     ("volume show", answer_schema::<VolumeInfo>),
 ];
@@ -111,6 +122,7 @@ const WITHOUT_JSON: &[&str] = &[
     "node run",
     "openapi",
     "schema",
+    "top",
     "wait",
 ];
 

@@ -42,7 +42,7 @@ impl Owner {
             }
             (kind::PROPOSE, PeerRole::Node(node)) => decode(&frame).map(|m| self.propose(id, node, m)),
             (kind::STATS, PeerRole::Node(node)) => decode(&frame).map(|m| self.node_stats(node, m)),
-            (kind::STATS, PeerRole::Gateway(_)) => Ok(()),
+            (kind::STATS, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.guest_stats(id, name, m)),
             (kind::PURGED, PeerRole::Node(node)) => decode(&frame).map(|m| self.purged(node, m)),
             (kind::VOLUME_DROPPED, PeerRole::Node(node)) => decode(&frame).map(|m| self.volume_dropped(node, m)),
             (kind::ATTACH, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.attach(id, name, m)),
@@ -203,9 +203,13 @@ impl Owner {
         self.totals.handle_report(node, m.process, &m.resync_written_bytes);
         let written = m.resync_written_bytes.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
         self.progress.handle_report(node, m.process, written, self.manager.now);
-        let last = (self.manager.now, m);
-        let before = self.figures.remove(&node).map(|f| f.last);
-        self.figures.insert(node, Figures { last, before });
+        let earlier = self.figures.remove(&node);
+        self.figures.insert(node, Figures::next(earlier, self.manager.now, m));
+    }
+
+    fn guest_stats(&mut self, id: ConnId, gateway: String, m: control::Stats) {
+        let earlier = self.gateway_figures.remove(&gateway).map(|(_, figures)| figures);
+        self.gateway_figures.insert(gateway, (id, Figures::next(earlier, self.manager.now, m)));
     }
 
     fn purged(&mut self, node: NodeId, m: control::Purge) {

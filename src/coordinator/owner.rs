@@ -111,11 +111,26 @@ pub(super) enum Effect {
     Answer(oneshot::Sender<Answer>, Answer),
 }
 
-/// A node's last figures, and those before, for rates.
+/// The last figures of a node or a gateway, and those before, for rates.
 #[derive(Debug)]
 pub(super) struct Figures {
     pub(super) last: (Instant, Stats),
     pub(super) before: Option<(Instant, Stats)>,
+}
+
+impl Figures {
+    /// What follows `earlier`.
+    pub(super) fn next(earlier: Option<Figures>, now: Instant, stats: Stats) -> Figures {
+        Figures { last: (now, stats), before: earlier.map(|f| f.last) }
+    }
+
+    /// A counter's rise per second; `None` when only one value of this process is known.
+    pub(super) fn per_sec(&self, counter: impl Fn(&Stats) -> u64) -> Option<u64> {
+        let ((at, last), (before_at, before)) = (&self.last, self.before.as_ref()?);
+        let seconds = at.since(*before_at).as_secs_f64();
+        let rose = counter(last).saturating_sub(counter(before));
+        (before.process == last.process && seconds > 0.1).then(|| (rose as f64 / seconds) as u64)
+    }
 }
 
 /// Fixed facts of the daemon.
@@ -134,6 +149,8 @@ pub struct Facts {
 pub struct Owner {
     pub(super) manager: Manager,
     pub(super) figures: BTreeMap<NodeId, Figures>,
+    /// Of gateways that are connected, by name.
+    pub(super) gateway_figures: BTreeMap<String, (ConnId, Figures)>,
     pub(super) totals: Totals,
     pub(super) events: EventLog,
     pub(super) facts: Facts,
@@ -177,6 +194,7 @@ impl Owner {
         Ok(Owner {
             manager: Manager::new(state, now, Limits::default()),
             figures: BTreeMap::new(),
+            gateway_figures: BTreeMap::new(),
             totals,
             events,
             facts,
@@ -277,6 +295,7 @@ impl Owner {
 
     fn handle_closed(&mut self, id: ConnId, by_process: bool) {
         self.conns.remove(&id);
+        self.gateway_figures.retain(|_, (conn, _)| *conn != id);
         self.manager.handle_closed(id, by_process);
     }
 

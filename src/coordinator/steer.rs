@@ -13,7 +13,7 @@ use crate::api::calls::Answer;
 use crate::api::types::{
     ClassProgress, DeadlineInfo, NodeLimits, OwnTarget, ResyncInfo, ResyncSet, SessionInfo, WindowInfo,
 };
-use crate::core::cluster::command::Command;
+use crate::core::cluster::command::{Command, Context};
 use crate::core::cluster::{
     JobState, NodeAdminState, ResyncClass, ResyncConfig, ResyncSettings, Settings, Target, Window,
 };
@@ -56,6 +56,12 @@ impl Owner {
         let now = self.unix_seconds();
         let mut settings = self.manager.state.map().settings.clone();
         let said = resync::change(&mut settings.config, self.manager.state.map(), request, now)?;
+        if request.dry_run {
+            settings.resync = effective(&settings.config, now, self.steering.needed).0;
+            let command = Command::SetSettings { settings: Box::new(settings.clone()) };
+            self.manager.state.probe(command, &Context { liveness: &self.manager.runtime })?;
+            return super::admin::json(&self.resync_info_with(&settings));
+        }
         if settings.config.deadline_unix_seconds.is_none() {
             self.steering.needed = None;
         } else {
@@ -324,8 +330,13 @@ impl Owner {
 
     /// `GET /v1/resync`.
     pub(super) fn resync_info(&self) -> ResyncInfo {
+        self.resync_info_with(&self.manager.state.map().settings)
+    }
+
+    /// The same with these settings in effect.
+    fn resync_info_with(&self, settings: &Settings) -> ResyncInfo {
         let map = self.manager.state.map();
-        let (r, config) = (&map.settings.resync, &map.settings.config);
+        let (r, config) = (&settings.resync, &settings.config);
         let (_, origins) = effective(config, self.unix_seconds(), self.steering.needed);
         let by_class = self.totals.by_class();
         let name = |(i, c): (usize, &ResyncClass)| (c.name().to_owned(), by_class.get(i).copied().unwrap_or(0));

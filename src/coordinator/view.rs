@@ -6,7 +6,7 @@ use super::owner::{Figures, Owner};
 use super::survey::Survey;
 use crate::api::types::*;
 use crate::core::cluster::command::Liveness;
-use crate::core::cluster::{DiskAdminState, JobState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
+use crate::core::cluster::{Disk, DiskAdminState, JobState, Node, NodeAdminState, PgConfig, Pool, ResyncClass, Volume};
 use crate::core::ids::{DiskId, NodeId, PgId, VolumeId};
 use crate::core::manager::decide::{PgState, state_of};
 use crate::core::manager::plan::{self, FULL_RATIO};
@@ -14,11 +14,36 @@ use crate::core::manager::runtime::Life;
 use crate::core::placement as place;
 use crate::core::replica::StallReason;
 use crate::core::throttle::LimitedBy;
-use crate::wire::control::SessionStats;
+use crate::wire::control::{DiskStats, SessionStats};
 
 /// Below this cap a learner may wait for its throttle longer than a session without progress counts as stalled: what is on
 /// the way of one (4 MiB) takes more than 4 s.
 const SLOW_CAP_BYTES_PER_SEC: u64 = 1 << 20;
+
+/// What a node's figures say of guests.
+fn foreground_of(figures: &Figures) -> ForegroundStatus {
+    let stats = &figures.last.1;
+    ForegroundStatus {
+        read_iops: figures.per_sec(|s| s.foreground_reads).unwrap_or(0),
+        write_iops: figures.per_sec(|s| s.foreground_writes).unwrap_or(0),
+        p50_us: stats.foreground_p50_us,
+        p99_us: stats.foreground_p99_us,
+    }
+}
+
+/// What a gateway's figures say of its guest.
+fn guest_of(figures: &Figures) -> Option<GuestStatus> {
+    let stats = &figures.last.1;
+    Some(GuestStatus {
+        read_iops: figures.per_sec(|s| s.foreground_reads)?,
+        write_iops: figures.per_sec(|s| s.foreground_writes)?,
+        read_bytes_per_sec: figures.per_sec(|s| s.foreground_read_bytes)?,
+        write_bytes_per_sec: figures.per_sec(|s| s.foreground_write_bytes)?,
+        p50_us: stats.foreground_p50_us,
+        p99_us: stats.foreground_p99_us,
+    })
+}
+
 impl Owner {
     pub(super) fn node_state(&self, node: &Node) -> &'static str {
         match (node.admin_state, self.manager.runtime.nodes.get(&node.id).map(|v| v.life)) {
@@ -31,7 +56,7 @@ impl Owner {
         }
     }
 
-    pub(super) fn disk_state(&self, disk: &crate::core::cluster::Disk) -> &'static str {
+    pub(super) fn disk_state(&self, disk: &Disk) -> &'static str {
         let node = self.manager.state.map().nodes.get(&disk.node).map(|n| n.admin_state);
         match disk.admin_state {
             DiskAdminState::Removed => "removed",
@@ -141,8 +166,12 @@ impl Owner {
 
     /// Figures of nodes that are heard.
     pub(super) fn live_figures(&self) -> impl Iterator<Item = &Figures> {
+        self.live_figures_by_node().map(|(_, f)| f)
+    }
+
+    fn live_figures_by_node(&self) -> impl Iterator<Item = (NodeId, &Figures)> {
         let heard = |n: &NodeId| self.manager.runtime.nodes.get(n).is_some_and(|v| v.life != Life::Down);
-        self.figures.iter().filter(move |(n, _)| heard(n)).map(|(_, f)| f)
+        self.figures.iter().filter(move |(n, _)| heard(n)).map(|(n, f)| (*n, f))
     }
 
     pub(super) fn sessions(&self) -> Vec<SessionInfo> {
@@ -270,23 +299,24 @@ impl Owner {
 
     pub(super) fn foreground(&self) -> ForegroundStatus {
         let mut sum = ForegroundStatus::default();
-        for Figures { last: (at, stats), before } in self.live_figures() {
-            sum.p50_us = sum.p50_us.max(stats.foreground_p50_us);
-            sum.p99_us = sum.p99_us.max(stats.foreground_p99_us);
-            let Some((before_at, before)) = before else { continue };
-            let seconds = at.since(*before_at).as_secs_f64();
-            if before.process == stats.process && seconds > 0.1 {
-                let rate = |now: u64, then: u64| (now.saturating_sub(then) as f64 / seconds) as u64;
-                sum.read_iops += rate(stats.foreground_reads, before.foreground_reads);
-                sum.write_iops += rate(stats.foreground_writes, before.foreground_writes);
-            }
+        for node in self.live_figures().map(foreground_of) {
+            sum.p50_us = sum.p50_us.max(node.p50_us);
+            sum.p99_us = sum.p99_us.max(node.p99_us);
+            sum.read_iops += node.read_iops;
+            sum.write_iops += node.write_iops;
         }
         sum
     }
 
-    fn disk_info(&self, disk: &crate::core::cluster::Disk, survey: &Survey) -> DiskInfo {
+    /// What nodes that are heard say of their disks.
+    fn disk_stats(&self) -> BTreeMap<DiskId, &DiskStats> {
+        self.live_figures().flat_map(|f| &f.last.1.disks).map(|d| (DiskId(d.disk), d)).collect()
+    }
+
+    fn disk_info(&self, disk: &Disk, survey: &Survey, stats: &BTreeMap<DiskId, &DiskStats>) -> DiskInfo {
         let load = survey.load(disk.id);
         let view = self.manager.runtime.disks.get(&disk.id);
+        let known = |figure: fn(&DiskStats) -> u64| stats.get(&disk.id).map(|s| figure(s)).filter(|v| *v > 0);
         DiskInfo {
             id: disk.id,
             node: self.node_name(disk.node),
@@ -297,13 +327,16 @@ impl Owner {
             used_bytes: view.map_or(0, |v| v.used_bytes),
             pg_replicas: load.0,
             primaries: load.1,
+            foreground_p99_us: known(|s| s.foreground_p99_us),
+            target_p99_us: known(|s| s.target_p99_us),
+            resync_limit_bytes_per_sec: known(|s| s.resync_rate_bytes_per_sec),
         }
     }
 
     /// All disks.
     pub(super) fn disk_infos(&self) -> Vec<DiskInfo> {
-        let survey = self.survey();
-        self.manager.state.map().disks.values().map(|d| self.disk_info(d, &survey)).collect()
+        let (survey, stats) = (self.survey(), self.disk_stats());
+        self.manager.state.map().disks.values().map(|d| self.disk_info(d, &survey, &stats)).collect()
     }
 
     /// All nodes.
@@ -313,11 +346,13 @@ impl Owner {
 
     /// The same from a survey.
     pub(super) fn node_infos_of(&self, survey: &Survey) -> Vec<NodeInfo> {
-        let map = self.manager.state.map();
+        let (map, stats) = (self.manager.state.map(), self.disk_stats());
         let mut disks: BTreeMap<NodeId, Vec<DiskInfo>> = BTreeMap::new();
         for disk in map.disks.values() {
-            disks.entry(disk.node).or_default().push(self.disk_info(disk, survey));
+            disks.entry(disk.node).or_default().push(self.disk_info(disk, survey, &stats));
         }
+        let heard: BTreeMap<NodeId, ForegroundStatus> =
+            self.live_figures_by_node().map(|(n, f)| (n, foreground_of(f))).collect();
         let mut info = |n: &Node| NodeInfo {
             id: n.id,
             name: n.name.clone(),
@@ -328,6 +363,7 @@ impl Owner {
             zone: n.zone.clone(),
             rack: n.rack.clone(),
             release: n.release.clone(),
+            foreground: heard.get(&n.id).cloned().unwrap_or_default(),
             disks: disks.remove(&n.id).unwrap_or_default(),
         };
         map.nodes.values().map(&mut info).collect()
@@ -372,6 +408,7 @@ impl Owner {
             bandwidth_limit_bytes_per_sec: volume.limits.bytes_per_sec,
             state: state.to_owned(),
             stripes: volume.stripes.clone(),
+            guest: self.gateway_figures.get(&volume.attached_to).and_then(|(_, figures)| guest_of(figures)),
             pgs,
             disks: disks.into_iter().collect(),
             redundancy: None,

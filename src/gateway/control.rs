@@ -8,6 +8,7 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 
 use super::GatewayConfig;
+use super::guest::Guest;
 use super::router::Router;
 use crate::api::metrics::IntGauge;
 use crate::core::cluster::ClusterMap;
@@ -21,6 +22,8 @@ use crate::wire::frame::Frame;
 use crate::wire::map::apply_delta;
 
 const HEARTBEAT: Duration = Duration::from_millis(150);
+/// How often the coordinator hears what the guest does, as from nodes.
+const STATS: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(250);
 /// A coordinator that is silent for this long was killed, or has been restarted since.
 const SILENCE: Duration = Duration::from_millis(1200);
@@ -75,6 +78,7 @@ impl Control {
         coordinator: SocketAddr,
         config: &GatewayConfig,
         admin_url: String,
+        guest: Arc<Guest>,
         connected: IntGauge,
     ) -> Self {
         let (attached_to, attached) = mpsc::unbounded_channel();
@@ -100,6 +104,7 @@ impl Control {
             news: news_to,
             state: state_now,
             lost: false,
+            guest,
             connected,
         };
         let task = tokio::spawn(link.run(released));
@@ -153,6 +158,7 @@ struct ControlTask {
     news: mpsc::UnboundedSender<News>,
     state: tokio::sync::watch::Receiver<RouterState>,
     lost: bool,
+    guest: Arc<Guest>,
     /// 1 while the link is up.
     connected: IntGauge,
 }
@@ -195,6 +201,8 @@ impl ControlTask {
         // Taking over is asked for once: after a broken link the volume is ours or lost.
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut report = tokio::time::interval(STATS);
+        report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut n = 0;
         let mut told_settled = None;
         let mut heard = tokio::time::Instant::now();
@@ -217,6 +225,11 @@ impl ControlTask {
                         while receiver.recv().await.is_some() {}
                     }
                     return true;
+                }
+                _ = report.tick() => {
+                    if sender.send(frame(kind::STATS, &self.guest.report())).is_err() {
+                        return false;
+                    }
                 }
                 _ = beat.tick() => {
                     if heard.elapsed() > SILENCE { return false }

@@ -4,6 +4,7 @@
 //! until it may), opens it at each of its placement groups, and then serves. While the coordinator is away IO goes on.
 
 pub mod control;
+mod guest;
 pub mod nbd;
 pub mod qos;
 pub mod router;
@@ -29,6 +30,7 @@ use crate::net::quic::Endpoint;
 use crate::net::tuning::Tuning;
 
 use control::{Control, Grant, News};
+use guest::Guest;
 use nbd::{Export, Limits, Listener, Observer, OpDone, OpKind, Server};
 use router::Router;
 use volume::Volume;
@@ -131,7 +133,7 @@ async fn enrol(api: &str, token: &str, role: &str, name: &str) -> Result<(Arc<Id
     Ok((Arc::new(identity), coordinator))
 }
 
-struct Measured(GatewayMetrics);
+struct Measured(GatewayMetrics, Arc<Guest>);
 
 impl Observer for Measured {
     fn op_done(&self, op: &OpDone) {
@@ -144,7 +146,10 @@ impl Observer for Measured {
             _ => return,
         };
         match op.error {
-            None => self.0.foreground.done(kind, u64::from(op.len), op.duration),
+            None => {
+                self.0.foreground.done(kind, u64::from(op.len), op.duration);
+                self.1.done(op);
+            }
             Some(_) => self.0.foreground.failed(kind),
         }
     }
@@ -179,7 +184,9 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
         None => None,
     };
     let admin_url = admin.as_ref().map(AdminServer::url).unwrap_or_default();
-    let mut control = Control::start(endpoint.clone(), coordinator, &config, admin_url, metrics.coordinator.clone());
+    let guest = Arc::new(Guest::new());
+    let connected = metrics.coordinator.clone();
+    let mut control = Control::start(endpoint.clone(), coordinator, &config, admin_url, guest.clone(), connected);
     let attached = tokio::select! {
         attached = control.attached() => attached,
         () = &mut shutdown => return Ok(()),
@@ -201,7 +208,7 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
         ListenAt::Unix(path) => Listener::bind_unix(path, nbd::listener::SOCKET_MODE).await?,
         ListenAt::Tcp(addr) => Listener::bind_tcp(*addr).await?,
     };
-    let server = Server::start(listener, export, Arc::new(Measured(metrics.clone())), Limits::default());
+    let server = Server::start(listener, export, Arc::new(Measured(metrics.clone(), guest)), Limits::default());
     tracing::info!(volume = config.volume, incarnation, "the gateway serves");
     let outcome = loop {
         tokio::select! {

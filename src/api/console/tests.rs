@@ -19,6 +19,9 @@ fn node(n: u32, disks: u32) -> NodeInfo {
         used_bytes: u64::from(n) << 30,
         pg_replicas: 100,
         primaries: 33,
+        foreground_p99_us: Some(900),
+        target_p99_us: Some(2000),
+        resync_limit_bytes_per_sec: None,
     };
     NodeInfo {
         id: NodeId(n),
@@ -30,6 +33,7 @@ fn node(n: u32, disks: u32) -> NodeInfo {
         zone: format!("z{}", n % 200),
         rack: format!("r{n}"),
         release: "1.0".into(),
+        foreground: ForegroundStatus::default(),
         disks: (0..disks).map(disk).collect(),
     }
 }

@@ -25,6 +25,12 @@ Examples:
   evenkeel dev kill-node --dir /tmp/ek n2      as kill -9
   evenkeel dev start-node --dir /tmp/ek n2";
 
+const KILL_NODE_EXAMPLES: &str = "\
+Examples:
+  evenkeel dev kill-node --dir /tmp/ek n2                      as a host that loses power
+  evenkeel dev kill-node --dir /tmp/ek n2 --signal stop        it hangs until --signal cont
+  evenkeel dev kill-node --dir /tmp/ek coordinator --signal term";
+
 pub(super) const GATEWAY_EXAMPLES: &str = "\
 Examples:
   evenkeel gateway --cluster /tmp/ek/cluster.json --volume vm1 --socket /run/vm1.sock
@@ -78,8 +84,10 @@ pub struct DevRunArgs {
 #[derive(Debug, Subcommand)]
 pub enum DevCommand {
     /// Run the cluster (the same as `dev` without a subcommand)
+    #[command(after_help = "Example:\n  evenkeel dev run --dir /tmp/ek")]
     Run(DevRunArgs),
     /// Add a node; prints it as JSON once its disks are in the map
+    #[command(after_help = "Example:\n  evenkeel dev add-node --dir /tmp/ek --disk-size 8GiB --disks 2")]
     AddNode {
         /// The cluster's directory
         #[arg(long, value_name = "D")]
@@ -95,6 +103,7 @@ pub enum DevCommand {
         class: String,
     },
     /// Send a signal to a daemon; KILL and TERM return after its exit
+    #[command(after_help = KILL_NODE_EXAMPLES)]
     KillNode {
         /// The cluster's directory
         #[arg(long, value_name = "D")]
@@ -106,6 +115,7 @@ pub enum DevCommand {
         signal: DevSignal,
     },
     /// Start a daemon that was killed; returns once it is back in the cluster
+    #[command(after_help = "Example:\n  evenkeel dev start-node --dir /tmp/ek n2")]
     StartNode {
         /// The cluster's directory
         #[arg(long, value_name = "D")]

@@ -5,8 +5,10 @@
 //!
 //! Non-goals: doing anything. This module only describes and parses; `cli::run` acts.
 
+mod cluster;
 mod daemons;
 mod planning;
+mod pools;
 mod resync;
 mod volumes;
 
@@ -14,17 +16,17 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::core::cluster::FailureDomain;
-
+pub use cluster::{DiskCommand, ForcePromoteArgs, NodeChangeArgs, NodeCommand, PgCommand};
 pub use daemons::{
     CoordinatorCommand, CoordinatorRunArgs, DemoArgs, DevArgs, DevCommand, DevRunArgs, DevSignal, GatewayArgs,
     InitArgs, NodeRunArgs,
 };
 pub use planning::{MetaCommand, PlanArgs, SimulateArgs};
+pub use pools::{PoolCommand, PoolCreateArgs, PoolSetArgs};
 pub use resync::{PauseArgs, ResyncCommand, ResyncSetArgs};
 pub use volumes::VolumeCommand;
 
-use daemons::{DEMO_EXAMPLES, DEV_EXAMPLES, GATEWAY_EXAMPLES, NODE_RUN_EXAMPLES};
+use daemons::{DEMO_EXAMPLES, DEV_EXAMPLES, GATEWAY_EXAMPLES};
 use planning::{PLAN_EXAMPLES, SIMULATE_EXAMPLES};
 
 const TOP_EXAMPLES: &str = "\
@@ -110,7 +112,11 @@ pub enum Command {
     #[command(after_help = GATEWAY_EXAMPLES)]
     Gateway(GatewayArgs),
     /// The cluster on one screen
+    #[command(after_help = "Examples:\n  evenkeel status\n  evenkeel status -o json")]
     Status,
+    /// Nodes, disks, moves and volumes as they work, anew each second; sortable
+    #[command(after_help = LIVE_EXAMPLES)]
+    Top(TopArgs),
     /// Exit 0 when the cluster is well, 1 on a warning, 2 on an error or no answer
     #[command(after_help = "Examples:\n  evenkeel health\n  evenkeel health --explain")]
     Health(HealthArgs),
@@ -189,35 +195,39 @@ pub enum Command {
     },
 }
 
-/// `node …`.
-#[derive(Debug, Subcommand)]
-pub enum NodeCommand {
-    /// Run a node in the foreground
-    #[command(after_help = NODE_RUN_EXAMPLES)]
-    Run(Box<NodeRunArgs>),
-    /// All nodes
-    List,
-    /// One node and its disks
-    Show { name: String },
-    /// Move all replicas away from a node; it keeps serving until they are gone
-    Drain { name: String },
-    /// End a drain or a maintenance
-    Undrain { name: String },
-    /// Say that a node is down on purpose, so that nothing is re-replicated (`undrain` ends it)
-    Maintenance { name: String },
-    /// Whether nodes may be stopped together without a placement group losing service; exit 1 if not
-    #[command(name = "ok-to-stop", after_help = "Example:\n  evenkeel node ok-to-stop n1 n2 && ssh n1 reboot")]
-    OkToStop {
-        #[arg(required = true, value_name = "NAME")]
-        names: Vec<String>,
-    },
-    /// Remove a node for good; its replicas are made anew elsewhere
-    Remove {
-        name: String,
-        /// Yes, its copies count no more
-        #[arg(long)]
-        yes: bool,
-    },
+const LIVE_EXAMPLES: &str = "\
+Examples:
+  evenkeel top
+  evenkeel top --view volumes --sort write/s   the volumes that write most
+  ssh -t coordinator evenkeel top              an SSH session needs -t, so that it has a terminal
+Keys:
+  1 2 3 4, Tab   nodes, disks, moves, volumes      ← →       the column to sort by
+  ↑ ↓ PgUp PgDn Home End   scroll                  r         the other way round
+  /              only rows with a text             space     hold the picture
+  ?              this help                         q, Esc, Ctrl-C   end";
+
+/// `top`.
+#[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// What to show first
+    #[arg(long, value_enum, default_value_t)]
+    pub view: TopView,
+    /// The column to sort by, as its title says; `+` or `-` before it: upwards or downwards [default: the first]
+    #[arg(long, value_name = "COLUMN", allow_hyphen_values = true)]
+    pub sort: Option<String>,
+    /// Seconds between two looks, at least 0.2
+    #[arg(long, value_name = "S", default_value = "1", value_parser = parse_interval)]
+    pub interval: f64,
+}
+
+/// What `top` lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TopView {
+    #[default]
+    Nodes,
+    Disks,
+    Moves,
+    Volumes,
 }
 
 /// `health`.
@@ -257,142 +267,6 @@ pub struct EventsArgs {
     /// Keep printing new ones
     #[arg(short, long)]
     pub follow: bool,
-}
-
-/// `disk …`.
-#[derive(Debug, Subcommand)]
-pub enum DiskCommand {
-    /// All disks
-    List,
-    /// One disk
-    Show {
-        /// Its id, as d3
-        id: String,
-    },
-}
-
-/// `pg …`.
-#[derive(Debug, Subcommand)]
-pub enum PgCommand {
-    /// All placement groups
-    List {
-        /// Only those in this state
-        #[arg(long, value_parser = ["clean", "degraded", "unavailable", "misplaced"])]
-        state: Option<String>,
-    },
-    /// One placement group
-    Show {
-        /// Its id, as 1.17
-        id: String,
-    },
-    /// The last resort for an unavailable placement group: one copy leads alone, below the pool's minimum
-    ///
-    /// Without --accept-data-loss it changes nothing: it says what would happen and what would be lost, and fails.
-    #[command(after_help = FORCE_EXAMPLES)]
-    ForcePromote(ForcePromoteArgs),
-}
-
-const FORCE_EXAMPLES: &str = "\
-Examples:
-  evenkeel pg list --state unavailable
-  evenkeel pg force-promote 1.17                              what would be lost; changes nothing
-  evenkeel pg force-promote 1.17 --accept-data-loss           the best complete copy leads
-  evenkeel pg force-promote 1.17 --disk d4 --accept-data-loss     another one, also an incomplete one";
-
-/// `pg force-promote`.
-#[derive(Debug, Args)]
-pub struct ForcePromoteArgs {
-    /// Its id, as 1.17
-    pub id: String,
-    /// The disk whose copy leads; default: the best complete one
-    #[arg(long, value_name = "DISK")]
-    pub disk: Option<String>,
-    /// Do it, and lose what it says
-    #[arg(long)]
-    pub accept_data_loss: bool,
-}
-
-/// `pool …`.
-#[derive(Debug, Subcommand)]
-pub enum PoolCommand {
-    /// Make a pool
-    #[command(after_help = "Example:\n  evenkeel pool create fast --replicas 3 --class ssd")]
-    Create(PoolCreateArgs),
-    /// All pools
-    List,
-    /// One pool
-    Show { name: String },
-    /// Change a pool
-    #[command(
-        after_help = "Examples:\n  evenkeel pool set default --replicas 3 --min-replicas 2\n  evenkeel pool set default --class ssd"
-    )]
-    Set(PoolSetArgs),
-    /// Delete an empty pool
-    Delete {
-        name: String,
-        /// Yes, delete it
-        #[arg(long)]
-        yes: bool,
-        /// Success when there is none
-        #[arg(long)]
-        if_exists: bool,
-    },
-}
-
-/// `pool create`.
-#[derive(Clone, Debug, Args)]
-pub struct PoolCreateArgs {
-    pub name: String,
-    /// Copies [default: 3]
-    #[arg(long)]
-    pub replicas: Option<u32>,
-    /// Copies without which IO waits [default: replicas − 1, at least 1]
-    #[arg(long)]
-    pub min_replicas: Option<u32>,
-    /// Where two copies may not meet: disk, node, rack, zone, release [default: node]
-    #[arg(long, value_name = "DOMAIN", value_parser = parse_failure_domain)]
-    pub failure_domain: Option<FailureDomain>,
-    /// Disks of this class only [default: any]
-    #[arg(long)]
-    pub class: Option<String>,
-    /// Placement groups, a power of two [default: 100 replicas a disk]
-    #[arg(long)]
-    pub pg_count: Option<u32>,
-    /// What an ack means: on every copy (`flush`), or on stable storage of every copy (`write`)
-    #[arg(long, value_parser = ["flush", "write"])]
-    pub durability: Option<String>,
-    /// Success when it is there already
-    #[arg(long)]
-    pub if_not_exists: bool,
-}
-
-/// `pool set`.
-#[derive(Clone, Debug, Args)]
-pub struct PoolSetArgs {
-    pub name: String,
-    #[command(flatten)]
-    pub change: PoolChange,
-}
-
-/// What `pool set` changes: at least one thing.
-#[derive(Clone, Debug, Args)]
-#[group(required = true, multiple = true)]
-pub struct PoolChange {
-    /// Copies. Fewer: the surplus goes once a placement group is clean; not below the minimum
-    #[arg(long)]
-    pub replicas: Option<u32>,
-    /// Copies without which IO waits
-    #[arg(long)]
-    pub min_replicas: Option<u32>,
-    /// Where two copies may not meet: disk, node, rack, zone, release
-    #[arg(long, value_name = "DOMAIN", value_parser = parse_failure_domain)]
-    pub failure_domain: Option<FailureDomain>,
-    /// Disks of this class only; all data moves there. `any`: of any class
-    #[arg(long)]
-    pub class: Option<String>,
-    /// What an ack means
-    #[arg(long, value_parser = ["flush", "write"])]
-    pub durability: Option<String>,
 }
 
 /// `token …`.
@@ -448,17 +322,18 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
     if (0.0..=YEAR).contains(&seconds) { Ok(seconds) } else { Err("seconds lie between 0 and one year".to_owned()) }
 }
 
+fn parse_interval(text: &str) -> Result<f64, String> {
+    let seconds = parse_seconds(text)?;
+    if (0.2..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("it lies between 0.2 and 3600".to_owned()) }
+}
+
 fn parse_holder_name(text: &str) -> Result<String, String> {
     let is_name = crate::net::identity::is_gateway_name(text);
     is_name.then(|| text.to_owned()).ok_or_else(|| "a name has 1 to 63 letters, digits, '.', '_' or '-'".to_owned())
 }
 
-fn parse_failure_domain(text: &str) -> Result<FailureDomain, String> {
-    use serde::Deserialize;
-    let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
-        serde::de::IntoDeserializer::into_deserializer(text);
-    FailureDomain::deserialize(deserializer).map_err(|_| "write disk, node, rack, zone or release".to_owned())
-}
+#[cfg(test)]
+mod examples_tests;
 
 #[cfg(test)]
 mod tests {
@@ -492,6 +367,10 @@ mod tests {
             "evenkeel gateway --volume v --listen 127.0.0.1:10809 --take-over",
             "evenkeel status -o json",
             "evenkeel -o json --cluster D/cluster.json status",
+            "evenkeel top --view disks --sort -used --interval 0.5",
+            "evenkeel node drain n1 --dry-run",
+            "evenkeel pool set default --replicas 2 --dry-run",
+            "evenkeel volume delete v --dry-run",
             "evenkeel wait ready",
             "evenkeel wait clean --timeout 12.5",
             "evenkeel health",
@@ -556,6 +435,7 @@ mod tests {
             "evenkeel wait",
             "evenkeel node ok-to-stop",
             "evenkeel wait clean --timeout -1",
+            "evenkeel top --interval 0",
             "evenkeel pool set default",
             "evenkeel pool create p --failure-domain moon",
             "evenkeel volume create v",

@@ -39,12 +39,18 @@ pub struct PlanArgs {
     /// What if this node went
     #[arg(long, value_name = "NAME")]
     pub remove_node: Vec<String>,
+    /// What if this node's drain or maintenance ended
+    #[arg(long, value_name = "NAME")]
+    pub undrain_node: Vec<String>,
     /// What if this pool had N copies: POOL=N
     #[arg(long, value_name = "POOL=N")]
     pub replicas: Vec<String>,
     /// What if this pool's copies had to be in different disks, nodes, racks or zones: POOL=DOMAIN
     #[arg(long, value_name = "POOL=DOMAIN")]
     pub failure_domain: Vec<String>,
+    /// What if this pool's copies had to be on disks of this class, or on `any`: POOL=CLASS
+    #[arg(long, value_name = "POOL=CLASS")]
+    pub class: Vec<String>,
     /// Ask about the cluster of this map file instead of the live one
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,

@@ -8,8 +8,10 @@ use crate::core::units::parse_bytes_per_sec;
 #[derive(Debug, Subcommand)]
 pub enum ResyncCommand {
     /// What runs, how fast, and what limits it
+    #[command(after_help = "Examples:\n  evenkeel resync status\n  evenkeel resync status -o json")]
     Status,
     /// Progress bars until nothing moves
+    #[command(after_help = "Example:\n  evenkeel node drain n1 && evenkeel resync watch")]
     Watch,
     /// Change limits; acts within a second and is kept
     ///
@@ -38,18 +40,21 @@ pub enum ResyncCommand {
     /// Give up a job's drains and rebalances; repairs of missing copies go on
     ///
     /// Half-made copies are removed. Nothing of it is planned again until the topology changes or the job is resumed.
-    #[command(after_help = "Example:\n  evenkeel resync cancel --job 7")]
+    #[command(after_help = "Examples:\n  evenkeel resync cancel --job 7 --dry-run\n  evenkeel resync cancel --job 7")]
     Cancel {
         /// Which job
         #[arg(long, value_name = "N")]
         job: u64,
+        /// Say what would be given up; change nothing
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
 const RESYNC_SET_EXAMPLES: &str = "\
 Examples:
   evenkeel resync set --profile recovery
-  evenkeel resync set --cap 20MiB/s
+  evenkeel resync set --cap 20MiB/s --dry-run       what would be in effect; changes nothing
   evenkeel resync set --cap none --target-p99 5ms
   evenkeel resync set --class repair --floor 20MiB/s --cap 400MiB/s --weight 4
   evenkeel resync set --window \"Mon-Fri 02:00-06:00 recovery\" --window \"Sat,Sun 00:00-24:00 recovery\" --timezone Europe/Berlin
@@ -84,6 +89,9 @@ pub struct ResyncSetArgs {
     /// Floor and target in one word: foreground, balanced or recovery; other options given with it override it
     #[arg(long, value_name = "PROFILE")]
     pub profile: Option<String>,
+    /// Say what would be in effect; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
     /// The class that cap, floor and weight are for: repair-critical, repair, drain, rebalance or scrub
     #[arg(long, value_name = "CLASS", conflicts_with_all = ["node", "pool", "volume"])]
     pub class: Option<String>,

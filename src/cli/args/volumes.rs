@@ -13,6 +13,7 @@ pub enum VolumeCommand {
         after_help = "Examples:\n  evenkeel volume create vm1 --size 10GiB\n  evenkeel volume create db --size 1TiB --priority 10"
     )]
     Create {
+        /// Letters, digits, `-`, `_` and `.`
         name: String,
         /// A multiple of 512 bytes
         #[arg(long, value_parser = parse_bytes)]
@@ -30,13 +31,18 @@ pub enum VolumeCommand {
         if_not_exists: bool,
     },
     /// All volumes
+    #[command(after_help = "Examples:\n  evenkeel volume list\n  evenkeel volume list -o json")]
     List,
     /// One volume: its layout, how many of its chunks have all their copies, on which disks, and when all will have
     #[command(after_help = "Example:\n  evenkeel volume show vm1")]
-    Show { name: String },
+    Show {
+        /// As `volume list` has it
+        name: String,
+    },
     /// Grow a volume, or shrink it with --yes
     #[command(after_help = "Example:\n  evenkeel volume resize vm1 --size 20GiB")]
     Resize {
+        /// As `volume list` has it
         name: String,
         /// A multiple of 512 bytes
         #[arg(long, value_parser = parse_bytes)]
@@ -44,6 +50,9 @@ pub enum VolumeCommand {
         /// Yes, drop what lies beyond the new end
         #[arg(long)]
         yes: bool,
+        /// Say what would change; change nothing
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Change a volume's settings; its gateway follows within a second
     #[command(
@@ -51,7 +60,9 @@ pub enum VolumeCommand {
     )]
     Set(VolumeSetArgs),
     /// Delete a volume and its data
+    #[command(after_help = "Examples:\n  evenkeel volume delete vm1 --dry-run\n  evenkeel volume delete vm1 --yes")]
     Delete {
+        /// As `volume list` has it
         name: String,
         /// Yes, drop its data
         #[arg(long)]
@@ -59,9 +70,14 @@ pub enum VolumeCommand {
         /// Success when there is none
         #[arg(long)]
         if_exists: bool,
+        /// Say what would be deleted; change nothing
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Print volume hashes as b3sum does; equal to `evenkeel hash` of the raw content
+    #[command(after_help = "Examples:\n  evenkeel volume hash vm1\n  evenkeel volume hash vm1 vm2 > hashes")]
     Hash {
+        /// As `volume list` has them
         #[arg(required = true)]
         names: Vec<String>,
     },
@@ -82,6 +98,7 @@ pub struct VolumeLimitArgs {
 /// `volume set`.
 #[derive(Clone, Debug, Args)]
 pub struct VolumeSetArgs {
+    /// As `volume list` has it
     pub name: String,
     #[command(flatten)]
     pub change: VolumeChange,

@@ -25,12 +25,16 @@ const NODE_DISKS_MAX: u32 = 1024;
 pub struct Question {
     /// Nodes to add, as `name=n9,zone=z2,rack=r1,disks=4x6TiB:ssd`.
     pub add_node: Vec<String>,
-    /// Nodes to remove, by name.
+    /// Nodes to remove or drain, by name.
     pub remove_node: Vec<String>,
+    /// Nodes whose drain or maintenance ends, by name.
+    pub undrain_node: Vec<String>,
     /// POOL=N.
     pub replicas: Vec<String>,
     /// POOL=DOMAIN.
     pub failure_domain: Vec<String>,
+    /// POOL=CLASS; the class `any`: every disk.
+    pub class: Vec<String>,
     /// Bytes per second of one disk, for reads and for writes each.
     pub disk_rate_bytes_per_sec: Option<u64>,
     /// The part of the rates that foreground IO takes.
@@ -235,6 +239,9 @@ impl ClusterMap {
         for name in &question.remove_node {
             self.remove_node(name)?;
         }
+        for name in &question.undrain_node {
+            self.undrain_node(name)?;
+        }
         for text in &question.replicas {
             let wrong = || ChangeMap::PoolValue { text: text.clone(), form: "POOL=N", example: "default=3" };
             let (pool, n) = text.split_once('=').ok_or_else(wrong)?;
@@ -245,6 +252,11 @@ impl ClusterMap {
             let wrong = || ChangeMap::PoolValue { text: text.clone(), form, example: "default=rack" };
             let (pool, domain) = text.split_once('=').ok_or_else(wrong)?;
             self.set_failure_domain(pool, FailureDomain::parse(domain).ok_or_else(wrong)?)?;
+        }
+        for text in &question.class {
+            let wrong = || ChangeMap::PoolValue { text: text.clone(), form: "POOL=CLASS", example: "default=ssd" };
+            let (pool, class) = text.split_once('=').ok_or_else(wrong)?;
+            self.set_class(pool, class)?;
         }
         Ok(())
     }
@@ -259,6 +271,19 @@ impl ClusterMap {
         for disk in self.input.topology.disks.iter_mut().filter(|d| d.node == node) {
             disk.state = if disk.state.is_live() { DiskState::Draining } else { DiskState::Lost };
         }
+        Ok(())
+    }
+
+    /// Ends a node's drain or maintenance: what can be read of it takes replicas again.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn undrain_node(&mut self, name: &str) -> Result<(), ChangeMap> {
+        let node = self.find_node(name)?;
+        let disks = self.input.topology.disks.iter_mut().filter(|d| d.node == node);
+        disks
+            .filter(|d| matches!(d.state, DiskState::Draining | DiskState::Maintenance))
+            .for_each(|d| d.state = DiskState::Up);
         Ok(())
     }
 
@@ -295,6 +320,16 @@ impl ClusterMap {
     pub fn set_failure_domain(&mut self, pool: &str, domain: FailureDomain) -> Result<(), ChangeMap> {
         let at = self.find_pool(pool)?;
         self.input.pools[at].failure_domain = domain;
+        Ok(())
+    }
+
+    /// Sets the class of a pool's disks; `any` and the empty one: every disk.
+    ///
+    /// # Errors
+    /// There is no such pool.
+    pub fn set_class(&mut self, pool: &str, class: &str) -> Result<(), ChangeMap> {
+        let at = self.find_pool(pool)?;
+        self.input.pools[at].class = (!matches!(class, "" | "any")).then(|| class.to_owned());
         Ok(())
     }
 
