@@ -292,6 +292,22 @@ pub fn every_command_prints_what_its_schema_says() {
     printed("pg show", &["1.0"]);
     printed("node show", &["n1"]);
     printed("node ok-to-stop", &["n1", "n2", "n3"]);
+    let version = || dev.status()["map_version"].as_u64().expect("a version");
+    let before = version();
+    for (command, args) in [
+        ("node drain", ["n1"].as_slice()),
+        ("node maintenance", &["n1"]),
+        ("node undrain", &["n1"]),
+        ("node remove", &["n1"]),
+        ("pool set", &["default", "--replicas", "2", "--class", "hdd"]),
+        ("pool delete", &["default"]),
+        ("volume resize", &["v", "--size", "8MiB"]),
+        ("volume delete", &["v"]),
+        ("resync set", &["--cap", "100MiB/s", "--node", "n1"]),
+    ] {
+        let answer = printed(command, &[args, &["--dry-run"]].concat());
+        assert_eq!(version(), before, "{command} --dry-run changed the map: {answer:?}");
+    }
     printed("node maintenance", &["n1"]);
     printed("node undrain", &["n1"]);
     printed("disk show", &[&disk]);

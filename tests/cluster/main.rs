@@ -45,6 +45,7 @@ mod restart;
 mod resync;
 mod slow_disk;
 mod space;
+mod top;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -147,6 +148,7 @@ const TESTS: &[Test] = tests! {
     ALWAYS dashboards::the_rules_hold;
     ALWAYS dashboards::runbooks_name_commands_that_exist;
     ALWAYS dashboards::every_panel_shows_something;
+    ALWAYS top::an_operator_watches_on_a_narrow_terminal;
     ALWAYS console::an_operator_watches_a_rebalance_and_a_loss;
     ALWAYS readers::beyond_loopback_only_known_readers_read;
     ALWAYS deploy::units_are_sound;

@@ -78,6 +78,7 @@ pub fn missing(command: &Command, error: &std::io::Error) -> String {
         "prometheus" | "promtool" => "prometheus",
         "chromium" => "chromium",
         "curl" => "curl",
+        "tmux" => "tmux",
         "systemd-analyze" => "systemd",
         "xmllint" => "libxml2-utils",
         "docker-compose" => "docker-compose",

@@ -15,7 +15,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use ratatui::crossterm::event;
 
 use super::Session;
 use super::args::TopArgs;
@@ -69,13 +69,9 @@ fn show(
                 return Ok(());
             }
             if event::poll(LOOK).context("reading the terminal")? {
-                match event::read().context("reading the terminal")? {
-                    Event::Key(key) if key.kind != KeyEventKind::Release => {
-                        if screen.key(key) == Then::End {
-                            return Ok(());
-                        }
-                    }
-                    _ => {}
+                let key = event::read().context("reading the terminal")?.as_key_press_event();
+                if key.is_some_and(|key| screen.key(key) == Then::End) {
+                    return Ok(());
                 }
                 break;
             }
