@@ -484,8 +484,6 @@ pub struct CoordinatorMetrics {
     nodes: IntGaugeVec,
     /// Of the store.
     pub fsyncs: FsyncMetrics,
-    /// Space by disk.
-    pub space: SpaceMetrics,
     /// Map here.
     pub map_version: IntGauge,
     /// 0 ok, 1 warn, 2 error.
@@ -514,7 +512,9 @@ impl CoordinatorMetrics {
     }
     /// Prometheus text.
     pub fn text(&self) -> String {
-        text(&self.registry)
+        let mut text = text(&self.registry);
+        self.cluster.print(&mut text);
+        text
     }
 }
 
@@ -561,7 +561,7 @@ impl Metrics {
         let r = Registrar { registry: Registry::new() };
         CoordinatorMetrics {
             daemon: SelfMetrics::new(&r),
-            cluster: ClusterGauges::new(&r),
+            cluster: ClusterGauges::new(),
             events: r.counters(EVENTS),
             resync_bytes: ResyncBytes::new(&r, RESYNC_BYTES),
             active_moves: r.gauge(ACTIVE_MOVES),
@@ -569,7 +569,6 @@ impl Metrics {
             pgs: r.gauges(PGS),
             nodes: r.gauges(NODES),
             fsyncs: FsyncMetrics::new(&r),
-            space: SpaceMetrics::new(&r),
             map_version: r.gauge(MAP_VERSION),
             health: r.gauge(HEALTH),
             registry: r.registry,

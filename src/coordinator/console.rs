@@ -113,6 +113,7 @@ impl Owner {
                 priority: v.priority,
                 state: ["unavailable", "degraded", "deleting", "ok"][usize::from(grade)],
                 chunks,
+                guest: self.guest_status(v),
             }
         };
         let shown = graded.into_iter().take(VOLUMES_SHOWN).map(line).collect();

@@ -87,9 +87,6 @@ impl Owner {
 
     fn show_disks(&self, survey: &Survey) {
         let (m, lagging) = (&self.facts.metrics, self.manager.runtime.lagging());
-        for (id, disk) in &self.manager.runtime.disks {
-            m.space.set(*id, disk.used_bytes, disk.capacity_bytes);
-        }
         for disk in self.manager.state.map().disks.values() {
             let state = self.disk_state(disk);
             if state == "removed" {
@@ -97,6 +94,10 @@ impl Owner {
             }
             let id = disk.id.to_string();
             let (replicas, primaries) = survey.load(disk.id);
+            if let Some(space) = self.manager.runtime.disks.get(&disk.id) {
+                m.cluster.set(rows::DISK_USED, &[&id], space.used_bytes as f64);
+                m.cluster.set(rows::DISK_CAPACITY, &[&id], space.capacity_bytes as f64);
+            }
             let waits_ms = lagging.get(&disk.id).map_or(0, |(_, oldest_ms)| *oldest_ms);
             m.cluster.set(rows::DISK_INFO, &[&id, &self.node_name(disk.node), &disk.class, state], 1.0);
             m.cluster.set(rows::DISK_PG_REPLICAS, &[&id], replicas as f64);

@@ -12,7 +12,7 @@ use crate::core::cluster::{
 };
 use crate::core::throttle::schedule::{self, ScheduleError};
 use crate::core::throttle::settings::{BadSetting, RATE_MIN};
-use crate::core::units::parse_bytes_per_sec;
+use crate::core::units::{HumanBytes, parse_bytes_per_sec};
 
 fn wrong(text: impl Into<String>) -> CallFailed {
     CallFailed::new(400, text.into())
@@ -315,7 +315,7 @@ fn limits(limits: &mut Limits, request: &ResyncSet, of: &str, said: &mut Vec<Str
     for (what, given, kept) in pairs {
         let Some(text) = given else { continue };
         *kept = rate(what, of, text)?;
-        said.push(kept.map_or_else(|| format!("{what} none"), |rate| format!("{what} {rate} bytes/s")));
+        said.push(kept.map_or_else(|| format!("{what} none"), |rate| format!("{what} {}/s", HumanBytes(rate))));
     }
     Ok(())
 }

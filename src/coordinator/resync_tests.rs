@@ -96,10 +96,7 @@ fn of_two_kinds_of_target_the_later_holds() {
 fn each_scope_has_its_own_until_it_is_taken_away() {
     let mut c = ResyncConfig::default();
     let repair = serde_json::json!({ "class": "repair", "cap": "400MiB/s", "floor": "20MiB/s", "weight": 4 });
-    assert_eq!(
-        set(&mut c, repair).unwrap(),
-        "Resync of class repair: cap 419430400 bytes/s, floor 20971520 bytes/s, weight 4."
-    );
+    assert_eq!(set(&mut c, repair).unwrap(), "Resync of class repair: cap 400 MiB/s, floor 20 MiB/s, weight 4.");
     set(&mut c, serde_json::json!({ "class": "scrub", "paused": true })).unwrap();
     set(&mut c, serde_json::json!({ "node": "a", "profile": "foreground", "cap": "10MiB/s" })).unwrap();
     set(&mut c, serde_json::json!({ "pool": "p", "target_p99_us": 900 })).unwrap();

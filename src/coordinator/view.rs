@@ -408,11 +408,17 @@ impl Owner {
             bandwidth_limit_bytes_per_sec: volume.limits.bytes_per_sec,
             state: state.to_owned(),
             stripes: volume.stripes.clone(),
-            guest: self.gateway_figures.get(&volume.attached_to).and_then(|(_, figures)| guest_of(figures)),
+            guest: self.guest_status(volume),
             pgs,
             disks: disks.into_iter().collect(),
             redundancy: None,
         }
+    }
+
+    /// What its gateway says of its guest.
+    pub(super) fn guest_status(&self, volume: &Volume) -> Option<GuestStatus> {
+        let (_, figures) = self.gateway_figures.get(&volume.attached_to)?;
+        guest_of(figures)
     }
 
     /// One PG. `moving` are those that the plan moves.

@@ -1,5 +1,6 @@
 //! The whole system on one machine: IO through NBD with three replicas beside qemu-nbd on a raw file, and resync beside
-//! raw TCP and a raw file copy, in one run. `cargo bench --bench system --profile release [-- SECONDS]`.
+//! raw TCP and a raw file copy, in one run; and what metrics cost, on and off in turn. `cargo bench --bench system --profile
+//! release [-- SECONDS] [metrics]`; with the word, the metrics alone.
 //!
 //! Everything shares the machine's cores, the load generator too, so the ratios count, not the absolute figures.
 
@@ -7,8 +8,10 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use evenkeel::api::metrics::{Metrics, Operation};
 use serde_json::Value;
 
 const EVENKEEL: &str = env!("CARGO_BIN_EXE_evenkeel");
@@ -145,6 +148,23 @@ fn raw_copy_mb_per_s(dir: &Path) -> f64 {
 }
 
 /// A node joins an idle cluster: MB/s between the first and the last byte, and the bytes.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// Where each daemon's metrics are, as Prometheus finds them.
+fn scrape_urls(cluster: &Path) -> Vec<String> {
+    let file: Value = serde_json::from_slice(&std::fs::read(cluster).expect("cluster.json")).expect("JSON");
+    let api = file["api"].as_str().expect("an URL");
+    let token = std::fs::read_to_string(file["token_file"].as_str().expect("a path")).expect("the token");
+    let bearer = format!("Authorization: Bearer {}", token.trim());
+    let found = Command::new("curl").args(["-sf", "-H", &bearer, &format!("{api}/v1/prometheus/targets")]).output();
+    let found: Value = serde_json::from_slice(&found.expect("curl can't be run").stdout).expect("targets");
+    let targets = found.as_array().expect("a list").iter().flat_map(|t| t["targets"].as_array().cloned());
+    targets.flatten().map(|t| format!("http://{}/metrics", t.as_str().expect("an address"))).collect()
+}
+
 fn resync(dir: &Path, cluster: &Path) -> (f64, u64) {
     let done = || json(cluster, &["status", "-o", "json"])["resync"]["bytes_done"].as_u64().unwrap_or(0);
     let before = done();
@@ -164,8 +184,68 @@ fn resync(dir: &Path, cluster: &Path) -> (f64, u64) {
     ((last - first) as f64 / took / 1e6, last - before)
 }
 
+/// What a guest loses to metrics: IOPS with every daemon scraped each second (15 times as often as Prometheus does by itself) over
+/// IOPS without, in turns; and what it costs to count an operation, against the CPU that the operation takes.
+fn metrics_cost(uri: &str, urls: &[String], seconds: u64, pids: &[u32]) {
+    const TURNS: usize = 8;
+    let job = ("", "randrw", "4k", 16);
+    let mut iops = [Vec::new(), Vec::new()];
+    let mut cpu = Vec::new();
+    for turn in 0..2 * TURNS {
+        let scraped = turn % 2 == 1;
+        let over = AtomicBool::new(false);
+        let result = std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while scraped && !over.load(Ordering::Relaxed) {
+                    let began = Instant::now();
+                    for url in urls {
+                        let text = Command::new("curl").args(["-sf", url]).output().expect("curl can't be run").stdout;
+                        assert!(text.starts_with(b"# HELP"), "{url} gives no metrics");
+                    }
+                    std::thread::sleep(Duration::from_secs(1).saturating_sub(began.elapsed()));
+                }
+            });
+            let result = fio(uri, job, seconds, pids);
+            over.store(true, Ordering::Relaxed);
+            result
+        });
+        iops[usize::from(scraped)].push(result.iops);
+        cpu.push(result.cpu_s_per_10k);
+    }
+    let median = |values: &mut Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let [mut off, mut on] = iops;
+    let spread = |v: &[f64]| format!("{:.0} to {:.0}", v[0], v[v.len() - 1]);
+    let (without, with) = (median(&mut off), median(&mut on));
+    let counted = {
+        const OPERATIONS: u32 = 1_000_000;
+        let metrics = Metrics::gateway("bench");
+        let began = Instant::now();
+        for i in 0..OPERATIONS {
+            metrics.foreground.done(Operation::Write, 4096, Duration::from_micros(u64::from(i % 4096)));
+        }
+        began.elapsed().as_secs_f64() / f64::from(OPERATIONS)
+    };
+    let operation = median(&mut cpu) / 10_000.0;
+    println!();
+    println!("| metrics | without a scrape | each daemon once a second | ratio | to count an operation | of its CPU |");
+    println!("|---|---|---|---|---|---|");
+    println!(
+        "| 4 KiB random, QD16, {TURNS} turns of {seconds} s each | {without:.0} IOPS ({}) | {with:.0} IOPS ({}) | {:.3} | {:.0} ns | {:.2} % |",
+        spread(&off),
+        spread(&on),
+        with / without,
+        counted * 1e9,
+        // At the gateway, and at the node that leads.
+        2.0 * counted / operation * 100.0
+    );
+}
+
 fn main() {
     let seconds = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(5);
+    let metrics_alone = std::env::args().any(|a| a == "metrics");
     let temp = tempfile::tempdir().expect("a temporary directory");
     let dir: PathBuf = temp.path().join("cluster");
     let dev = spawn(Command::new(EVENKEEL).args(["dev", "--nodes", "3", "--disk-size", "8GiB", "--dir"]).arg(&dir));
@@ -175,6 +255,7 @@ fn main() {
     let socket = temp.path().join("evenkeel.sock");
     let mut gateway = Command::new(EVENKEEL);
     gateway.env("EVENKEEL_CLUSTER", &cluster).args(["gateway", "--volume", "bench", "--socket"]).arg(&socket);
+    gateway.args(["--admin", &format!("127.0.0.1:{}", free_port())]);
     let gateway = spawn(&mut gateway);
     wait_for("the gateway", || socket.exists());
     let file: Value = serde_json::from_slice(&std::fs::read(&cluster).expect("cluster.json")).expect("JSON");
@@ -182,7 +263,13 @@ fn main() {
     for node in file["nodes"].as_array().expect("nodes") {
         pids.push(node["pid"].as_u64().unwrap_or(0) as u32);
     }
-    let ours = jobs(&format!("nbd+unix:///bench?socket={}", socket.display()), seconds, &pids);
+    let uri = format!("nbd+unix:///bench?socket={}", socket.display());
+    let urls = scrape_urls(&cluster);
+    if metrics_alone {
+        return metrics_cost(&uri, &urls, seconds, &pids);
+    }
+    let ours = jobs(&uri, seconds, &pids);
+    metrics_cost(&uri, &urls, seconds, &pids);
 
     let (raw_file, raw_socket) = (temp.path().join("raw"), temp.path().join("raw.sock"));
     std::fs::File::create(&raw_file).and_then(|f| f.set_len(VOLUME_BYTES)).expect("a raw file");

@@ -264,6 +264,16 @@ fn settings(r: &ResyncInfo) -> Markup {
             div { dt { "target" } dd { (target) } }
             div { dt { "floor" } dd { (rate(r.floor_bytes_per_sec)) } }
             div { dt { "cap" } dd { @match r.cap_bytes_per_sec { Some(cap) => (rate(cap)), None => "none" } } }
+            @for window in r.windows.iter().filter(|w| w.holds) { div { dt { "window" } dd { (window.window) } } }
+        }
+        @if let Some(d) = &r.deadline {
+            p.line { @if d.holds { "Deadline " } @else { span.state.warn { "Deadline" } " " } strong { (d.at) } ": " (d.verdict) }
+        }
+        @if !r.windows.is_empty() {
+            details {
+                summary { "Windows (" (r.time_zone) ")" }
+                ul.plain { @for w in &r.windows { li { (w.window) @if w.holds { ", " strong { "holds now" } } } } }
+            }
         }
     }
 }
@@ -464,7 +474,7 @@ fn volumes(f: &ClusterFacts) -> Markup {
             div.scroll tabindex="0" role="region" aria-label="Volumes" {
                 table {
                     caption.hidden { "Volumes" }
-                    thead { tr { th scope="col" { "Volume" } th scope="col" { "State" } th.num scope="col" { "Size" } th scope="col" { "Pool" } th scope="col" { "Chunks with all copies" } th scope="col" { "Attached to" } th.num scope="col" { "Priority" } } }
+                    thead { tr { th scope="col" { "Volume" } th scope="col" { "State" } th.num scope="col" { "Size" } th scope="col" { "Pool" } th scope="col" { "Chunks with all copies" } th scope="col" { "Attached to" } th.num scope="col" { "Guest" } th.num scope="col" { "Priority" } } }
                     tbody { @for l in &v.shown { tr {
                         th scope="row" { (l.name) }
                         td { (state(l.state)) }
@@ -473,6 +483,10 @@ fn volumes(f: &ClusterFacts) -> Markup {
                         td { (stack(&[("ok", "whole", l.chunks.clean.saturating_sub(l.chunks.misplaced)), ("move", "whole, moving", l.chunks.misplaced), ("warn", "copies missing", l.chunks.degraded), ("error", "not served", l.chunks.unavailable)], l.chunks.total))
                              span.num { (count(l.chunks.clean)) " of " (count(l.chunks.total)) } }
                         td { @if l.attached_to.is_empty() { "—" } @else { (l.attached_to) } }
+                        td.num { @match &l.guest {
+                            Some(g) => { (count(g.read_iops + g.write_iops)) "/s" @if g.p99_us > 0 { span.sub { " p99 " (micros(g.p99_us)) } } },
+                            None => "—",
+                        } }
                         td.num { (l.priority) }
                     } } }
                 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::api::types::{ChunkCounts, Event, JobInfo, NodeInfo, ResyncInfo, Status};
+use crate::api::types::{ChunkCounts, Event, GuestStatus, JobInfo, NodeInfo, ResyncInfo, Status};
 use crate::core::ids::DiskId;
 
 /// Between two points of the lines.
@@ -105,6 +105,8 @@ pub struct VolumeLine {
     pub state: &'static str,
     /// Its chunks by redundancy.
     pub chunks: ChunkCounts,
+    /// What its guest does, if a gateway has said it.
+    pub guest: Option<GuestStatus>,
 }
 
 /// What a node knows by itself.

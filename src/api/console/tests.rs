@@ -257,3 +257,30 @@ async fn viewers_share_a_rendering_and_hear_what_changed() {
     let changed: serde_json::Value = serde_json::from_str(&hub::news(&next, Some(&first))).unwrap();
     assert_eq!(changed, serde_json::json!({ "resync": "<p>1</p>" }));
 }
+
+#[test]
+fn windows_a_deadline_and_what_guests_do_are_shown() {
+    let mut f = cluster(3, 1);
+    f.resync.time_zone = "Europe/Berlin".into();
+    f.resync.windows = [("Mon-Fri 02:00-06:00 recovery", true), ("Sat 00:00-24:00 recovery", false)]
+        .map(|(window, holds)| WindowInfo { window: window.into(), holds })
+        .into();
+    f.resync.deadline = Some(DeadlineInfo {
+        at: "2027-01-31 18:00".into(),
+        holds: false,
+        verdict: "can't hold: the cap is too low".into(),
+        ..DeadlineInfo::default()
+    });
+    let guest = GuestStatus { read_iops: 1200, write_iops: 34, p99_us: 2500, ..GuestStatus::default() };
+    let line = VolumeLine { name: "vm1".into(), state: "ok", guest: Some(guest), ..VolumeLine::default() };
+    f.volumes = Volumes { total: 1, unwell: 0, shown: vec![line] };
+    let resync = text(&render_cluster(&f), "resync");
+    for part in
+        ["<dt>window</dt><dd>Mon-Fri 02:00-06:00 recovery</dd>", "Europe/Berlin", "2027-01-31 18:00", "can't hold"]
+    {
+        assert!(resync.contains(part), "{part}: {resync}");
+    }
+    assert_eq!(resync.matches("holds now").count(), 1, "{resync}");
+    let volumes = text(&render_cluster(&f), "volumes");
+    assert!(volumes.contains("1,234/s") && volumes.contains("p99 2.5 ms"), "{volumes}");
+}

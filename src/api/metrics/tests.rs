@@ -24,7 +24,6 @@ fn every_daemon_shows_its_rows() {
     node.space.set(DiskId(1), 1, 2);
     let mut controller = crate::core::throttle::Controller::new(Default::default());
     node.throttle.set(DiskId(1), 0, &controller.set_policy(Default::default()));
-    coordinator.space.set(DiskId(1), 1, 2);
     node.daemon.set_certificates(1, 2);
     gateway.daemon.set_certificates(1, 2);
     coordinator.daemon.set_certificates(1, 2);

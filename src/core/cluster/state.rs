@@ -18,6 +18,7 @@ use super::{
     VolumeLimits,
 };
 use crate::core::ids::{DiskId, NodeId, PgId, PoolId, VolumeId};
+use crate::core::units::HumanBytes;
 
 /// Copies of a PG beyond which nobody goes; bounds configurations.
 pub const REPLICAS_MAX: u32 = 16;
@@ -237,7 +238,7 @@ impl<'a> Tx<'a> {
                     return Err(Refusal::DiskTooSmall { capacity_bytes });
                 }
                 let id = DiskId(take(&mut self.next.disk, "disk")?);
-                self.tell("disk-added", format!("Node {node} added disk {id} of {capacity_bytes} bytes."));
+                self.tell("disk-added", format!("Node {node} added disk {id} of {}.", HumanBytes(capacity_bytes)));
                 let admin_state = DiskAdminState::Active;
                 self.write(Record::Disk(Disk { id, node, class, capacity_bytes, admin_state }));
                 Ok(Outcome::Disk(id))
@@ -283,8 +284,10 @@ impl<'a> Tx<'a> {
                 let old = self.volume_named(&volume)?;
                 if old.limits != limits {
                     let word = |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |n| n.to_string());
-                    let (iops, rate) = (word(limits.iops), word(limits.bytes_per_sec));
-                    self.tell("volume-limits", format!("Volume {volume}: IOPS limit {iops}, bytes per second {rate}."));
+                    let rate =
+                        limits.bytes_per_sec.map_or_else(|| "none".to_owned(), |n| format!("{}/s", HumanBytes(n)));
+                    let iops = word(limits.iops);
+                    self.tell("volume-limits", format!("Volume {volume}: IOPS limit {iops}, bandwidth limit {rate}."));
                 }
                 Ok(self.put_volume(Volume { limits, ..old.clone() }))
             }
@@ -411,7 +414,10 @@ impl<'a> Tx<'a> {
         let pool = self.pool_named(pool)?;
         let id = VolumeId(self.next.volume);
         self.next.volume = self.next.volume.checked_add(1).ok_or(Refusal::IdsExhausted("volume"))?;
-        self.tell("volume-created", format!("Volume {name} of {size_bytes} bytes was created in pool {}.", pool.name));
+        self.tell(
+            "volume-created",
+            format!("Volume {name} of {} was created in pool {}.", HumanBytes(size_bytes), pool.name),
+        );
         Ok(self.put_volume(Volume {
             id,
             name,
@@ -447,7 +453,7 @@ impl<'a> Tx<'a> {
             new.durability += self.durability_of(&new) - self.durability_of(old);
         }
         if new != *old {
-            self.tell("volume-resized", format!("Volume {name} grew to {size_bytes} bytes."));
+            self.tell("volume-resized", format!("Volume {name} grew to {}.", HumanBytes(size_bytes)));
         }
         Ok(self.put_volume(new))
     }

@@ -20,6 +20,7 @@ use crate::core::cluster::command::{Command, Refusal};
 use crate::core::cluster::{Job, JobState, Replica};
 use crate::core::ids::PgId;
 use crate::core::placement as place;
+use crate::core::units::HumanBytes;
 
 impl Manager {
     /// The planner is done.
@@ -56,7 +57,7 @@ impl Manager {
                 ..Job::default()
             };
             let surplus = if removals > 0 { format!(", {removals} of them copies given up") } else { String::new() };
-            let text = format!("Job {} ({}) has {moves} moves of {bytes} bytes{surplus}.", job.id, job.reason);
+            let text = format!("Job {} ({}) has {moves} moves of {}{surplus}.", job.id, job.reason, HumanBytes(bytes));
             self.tell("plan", COORDINATOR, text);
         } else if job.id != 0 && job.state.is_open() {
             let state = if job.moves_left() == 0 { JobState::Done } else { JobState::Superseded };

@@ -8,13 +8,21 @@ impl Replica {
     pub(super) fn on_yield(&mut self, from: DiskId, generation: Generation, now: Instant, env: &mut dyn Env) {
         if generation > self.generation() {
             self.yielded = Some((from, generation));
-        } else if generation == self.generation() && self.is_primary() && self.activation.predecessor == Some(from) {
+        } else if generation >= self.activation.led_since
+            && self.is_primary()
+            && self.activation.predecessor == Some(from)
+        {
             self.activation.grants_end = Some(now);
             self.advance_activation(now, env);
         }
     }
 
     pub(super) fn begin_activation(&mut self, config: PgConfig, continuing: bool, now: Instant, env: &mut dyn Env) {
+        // The same primary leads the very next configuration before it served: nobody else can have led in between, so what it
+        // knows of the primary before it still holds.
+        let again = self.is_primary() && !continuing && self.generation().next() == config.generation;
+        let earlier =
+            again.then_some((self.activation.predecessor, self.activation.grants_end, self.activation.led_since));
         if !continuing {
             if self.is_primary() {
                 // It led before but served nothing: what it had ordered is reconciled like everyone's.
@@ -22,12 +30,19 @@ impl Replica {
             }
             self.target_session_down();
         }
+        self.unsaid = false;
         let incomplete = config.is_forced_on(self.me) && !self.is_complete();
         // By disk and boot: a restarted member that comes back in its own place is a newcomer too (R1).
         let old_members: BTreeSet<Member> = self.state.config.members.iter().copied().collect();
-        let predecessor = self.state.config.primary().map(|p| p.disk);
+        let (predecessor, grants_end, mut led_since) =
+            earlier.unwrap_or((self.state.config.primary().map(|p| p.disk), None, config.generation));
+        // A word of the configuration before this one is one of this leadership too, as it was sent to its primary.
         let said = self.yielded.take_if(|(_, generation)| *generation <= config.generation);
-        let yielded = said.is_some_and(|(by, to)| to == config.generation && predecessor == Some(by));
+        let counts = |to: Generation| to == config.generation || to.next() == config.generation;
+        let yielded = said.filter(|(by, to)| counts(*to) && predecessor == Some(*by));
+        if let Some((_, to)) = yielded {
+            led_since = led_since.min(to);
+        }
         self.state.config = PgConfig { learners: Vec::new(), ..config.clone() };
         self.state.complete = !incomplete;
         self.clear_unsure();
@@ -78,8 +93,9 @@ impl Replica {
             bases,
             max_sequence: self.last_sequence,
             uncommitted: if continuing { BTreeSet::new() } else { self.uncommitted.values().copied().collect() },
-            grants_end: (continuing || yielded).then_some(now),
+            grants_end: if continuing || yielded.is_some() { Some(now) } else { grants_end },
             predecessor,
+            led_since,
             reconciling: BTreeSet::new(),
             repairs_due: true,
             restamping: 0,

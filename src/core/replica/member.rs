@@ -36,6 +36,7 @@ impl Replica {
             // The map's news has not come yet, the new primary's has: nothing more is served here.
             self.step_down();
         }
+        self.yield_to(&config);
         self.actions.push(Action::AcceptGeneration { config: config.clone() });
         self.accepting = Some(Accepting { from, config, persisting: false, flush: AcceptFlush::Due });
         self.try_accept();

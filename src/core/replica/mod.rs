@@ -273,6 +273,8 @@ struct Activation {
     grants_end: Option<Instant>,
     /// Who led the configuration that this replica knew before: it alone can say that nobody serves any more.
     predecessor: Option<DiskId>,
+    /// The first of the configurations without a gap which this replica has led since: a word of any of them counts.
+    led_since: Generation,
     reconciling: BTreeSet<Ticket>,
     /// Repairs look again once all members can answer.
     repairs_due: bool,
@@ -346,6 +348,8 @@ pub struct Replica {
     activation: Activation,
     /// A primary that yielded to a configuration which this replica hasn't heard of yet.
     yielded: Option<(DiskId, Generation)>,
+    /// It served, serves no more, and who leads now has not been told.
+    unsaid: bool,
     /// Members to which the link was made anew and which have not said yet what they have: what is ordered
     /// meanwhile goes to them afterwards, so that it makes no gap.
     relinking: BTreeSet<DiskId>,
@@ -438,6 +442,7 @@ impl Replica {
             dropped: false,
             activation: Activation::default(),
             yielded: None,
+            unsaid: false,
             relinking: BTreeSet::new(),
             inflight: BTreeMap::new(),
             crowded: VecDeque::new(),

@@ -50,13 +50,9 @@ impl Replica {
             return;
         }
         if self.is_primary() {
-            // One that never served can't speak for the primary before it, whose lease may still hold.
-            let served = self.is_serving() || self.activation.continuing;
             self.step_down();
-            if let Some(primary) = config.primary().filter(|_| served) {
-                self.send(primary.disk, PeerMessage::Yield { generation: config.generation });
-            }
         }
+        self.yield_to(&config);
         if !config.is_member(self.me) && matches!(self.role, Role::Secondary) {
             self.role = Role::Outside;
         }
@@ -71,8 +67,20 @@ impl Replica {
         self.is_complete() || fresh || config.is_forced_on(self.me)
     }
 
+    /// Tells who leads by this configuration that nobody serves any more, if that is so and wasn't told: then the lease needn't run
+    /// out before IO goes on (R7). Whoever brings the news first, the map or the successor itself.
+    pub(super) fn yield_to(&mut self, config: &PgConfig) {
+        if let Some(primary) = config.primary()
+            && std::mem::take(&mut self.unsaid)
+        {
+            self.send(primary.disk, PeerMessage::Yield { generation: config.generation });
+        }
+    }
+
     /// Another replica leads now: clients go there, what is in flight counts as uncommitted.
     pub(super) fn step_down(&mut self) {
+        // One that never served can't speak for the primary before it, whose lease may still hold.
+        self.unsaid |= self.is_serving() || self.activation.continuing;
         for (sequence, entry) in std::mem::take(&mut self.inflight) {
             if let Some((chunk, range)) = entry.op.extent() {
                 self.uncommitted.insert((sequence, 0), (chunk, range.start, range.end - range.start));
