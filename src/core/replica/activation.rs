@@ -239,6 +239,8 @@ impl Replica {
             }
             self.relinking.remove(&from);
             self.resend_flushes();
+            // What it was asked between its new link and its answer it could not say.
+            self.retry_repairs();
             let chunks: Vec<ChunkId> =
                 self.preparing.iter().filter(|(_, p)| p.awaiting.contains(&from)).map(|(c, _)| *c).collect();
             for chunk in chunks {

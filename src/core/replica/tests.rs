@@ -442,6 +442,23 @@ fn a_yield_that_comes_before_the_configuration_counts() {
     }
 }
 
+/// A simulated guest's read waited for ever (seed 20321).
+#[test]
+fn a_block_asked_of_a_member_under_a_new_link_is_asked_for_again() {
+    let fetches = |bed: &Bed| bed.sent(2).iter().filter(|m| matches!(m, PeerMessage::Fetch { .. })).count();
+    let mut bed = Bed::serving(&[2]);
+    bed.bad_reads = true;
+    bed.feed(Input::LinkReset { disk: DiskId(2) });
+    bed.ask(5, ClientOp::Read { chunk: chunk(0), offset: 0, len: BLOCK_BYTES as u32 });
+    bed.answer_disk();
+    assert_eq!(fetches(&bed), 1, "its own block is damaged");
+    // It is busy with the configuration that the new link brought: it answers nothing.
+    let (generation, uncommitted, fences) = (generation(1), Vec::new(), Vec::new());
+    bed.peer(2, PeerMessage::ConfigAccepted { generation, last_sequence: 1, uncommitted, fences });
+    bed.answer_disk();
+    assert_eq!(fetches(&bed), 2);
+}
+
 /// Half of all changes of the primary stood still for a lease: those where the new primary's word came before the map's.
 #[test]
 fn an_old_primary_yields_whoever_brings_the_news() {
