@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::dev::{Daemon, binary, first_word};
 use crate::nbd::Load;
 use crate::prometheus::shipped;
-use crate::tools::{Ended, MIB, missing, pattern, run, run_ok, tail, wait_for};
+use crate::tools::{MIB, missing, pattern, run, run_ok, tail, wait_for};
 
 const VOLUME: &str = "vm1";
 /// The load's part of the volume: its first 8 MiB.
@@ -45,12 +45,17 @@ impl FiveHosts {
 
     fn up() -> FiveHosts {
         let mut five = FiveHosts::begin();
-        wait_for("the hosts are up", || {
-            let ended = five.script.as_mut().expect("it runs").try_wait().expect("waits");
-            assert!(ended.is_none(), "{ended:?}: {}", five.log());
-            five.dir().join("ready").exists().then_some(())
-        });
+        five.wait_until_there_is("ready");
         five
+    }
+
+    /// Waits for a file below its directory.
+    fn wait_until_there_is(&mut self, file: &str) {
+        wait_for(&format!("there is {file}"), || {
+            let ended = self.script.as_mut().expect("it runs").try_wait().expect("waits");
+            assert!(ended.is_none(), "{ended:?}: {}", self.log());
+            self.dir().join(file).exists().then_some(())
+        });
     }
 
     fn dir(&self) -> PathBuf {
@@ -96,8 +101,7 @@ impl FiveHosts {
     fn qemu_io(&self, commands: &[&str]) {
         let mut command = Command::new("qemu-io");
         command.args(["-f", "raw", &format!("nbd+unix:///{VOLUME}?socket={}", self.socket().display())]);
-        commands.iter().for_each(|line| drop(command.args(["-c", line])));
-        let printed = run_ok(&mut command);
+        let printed = run_ok(command.args(commands.iter().flat_map(|line| ["-c", line])));
         assert!(!printed.contains("failed"), "{printed}");
     }
 
@@ -228,6 +232,7 @@ pub fn a_guest_outlives_a_pulled_cable_behind_firewalls() {
     let table = ["tcp 22", "tcp 7411", "tcp 7420", "udp 7401", "udp 7410", "udp 7411", "udp 7412"];
     assert_eq!(rules, table.map(|row| row.replace(' ', " dpt:")).iter().map(String::as_str).collect());
     assert!(rules.iter().all(|rule| let_in[*rule] > 0), "nobody came in by one: {let_in:?}");
+    assert_eq!(five.dropped(), [], "what the table of ports lists is not enough after a cut");
     other_ports_are_closed(&five);
     five.finish();
 }
@@ -279,11 +284,11 @@ fn other_ports_are_closed(five: &FiveHosts) {
 /// A start that fails, and one whose owner is killed in its middle.
 pub fn a_start_that_fails_leaves_nothing() {
     let mut five = FiveHosts::begin();
-    wait_for("the first daemon starts", || five.host(1).join("log/evenkeel-coordinator.log").exists().then_some(()));
+    five.wait_until_there_is("hosts/1/log/evenkeel-coordinator.log");
     assert!(!five.leftovers().is_empty(), "what it has started isn't found");
-    let script = five.script.as_mut().expect("it runs");
-    script.kill().expect("it runs");
-    script.wait().expect("waits");
+    let mut owner = five.script.take().expect("it runs");
+    owner.kill().expect("it runs");
+    owner.wait().expect("waits");
     wait_for("everything ends with its owner", || five.leftovers().is_empty().then_some(()));
 
     // On what that has left, and in vain: `down` is for a start that nobody owns.
@@ -293,5 +298,4 @@ pub fn a_start_that_fails_leaves_nothing() {
     assert_eq!(five.leftovers(), Vec::<String>::new(), "{}", ended.text());
     let down = run_ok(&mut script(&["down"], &five.dir()));
     assert!(down.contains("down already"), "{down}");
-    five.script = None;
 }
