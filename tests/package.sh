@@ -37,8 +37,8 @@ done
 promtool check config --syntax-only /usr/share/evenkeel/prometheus/config/prometheus.yml
 
 say 'start as the service user, under the shipped configurations'
-# What the units' StateDirectory, RuntimeDirectory and the operator make.
-install -d -o evenkeel -g evenkeel -m 0750 /var/lib/evenkeel /run/evenkeel /srv/evenkeel/disk1
+# What the units' RuntimeDirectory and the operator make.
+install -d -o evenkeel -g evenkeel -m 0750 /run/evenkeel /srv/evenkeel/disk1
 # A disk of 4 TiB is more than this host has.
 sed -i 's/^size = .*/size = "4GiB"/' /etc/evenkeel/node.toml
 "${as_service[@]}" evenkeel init --dir /var/lib/evenkeel/coordinator

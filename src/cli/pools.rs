@@ -96,7 +96,8 @@ fn create_pool(session: &Session, client: &Client, args: PoolCreateArgs) -> anyh
     match client.post_text("/v1/pools", &request) {
         Ok(text) => session.show(client, &text, |pool: PoolInfo| format!("made pool {}: {}", pool.name, rule(&pool))),
         Err(e) if e.is_conflict() && args.if_not_exists => {
-            let text = client.get_text(&pool_path(&args.name))?;
+            // There is none: it can't be made for another reason, as too few disks.
+            let Ok(text) = client.get_text(&pool_path(&args.name)) else { return Err(e.into()) };
             session
                 .show(client, &text, |pool: PoolInfo| format!("pool {} is there already: {}", pool.name, rule(&pool)))
         }
@@ -162,7 +163,7 @@ pub fn volume(session: &Session, command: VolumeCommand) -> anyhow::Result<()> {
             let (text, word) = match client.post_text("/v1/volumes", &request) {
                 Ok(text) => (text, "made"),
                 Err(e) if e.is_conflict() && if_not_exists => {
-                    let text = client.get_text(&volume_path(&name))?;
+                    let Ok(text) = client.get_text(&volume_path(&name)) else { return Err(e.into()) };
                     let there: VolumeInfo = client.decode(&text)?;
                     anyhow::ensure!(
                         there.size_bytes == size,

@@ -27,6 +27,7 @@ mod full_fs;
 mod gateways;
 mod guest;
 mod guide;
+mod hosts;
 mod hung_disk;
 mod interface;
 mod jobs;
@@ -156,6 +157,8 @@ const TESTS: &[Test] = tests! {
     ALWAYS deploy::containers_make_a_cluster;
     ALWAYS deploy::guests_open_their_disk;
     LONG deploy::the_package_installs_runs_upgrades_and_goes;
+    ALWAYS hosts::a_guest_outlives_a_pulled_cable_behind_firewalls;
+    ALWAYS hosts::a_start_that_fails_leaves_nothing;
     ALWAYS guide::its_commands_do_what_it_says;
     ALWAYS console::what_foreign_pages_ask_for_is_refused;
     ALWAYS real_input::a_file_system_survives_a_join_and_a_kill;

@@ -85,6 +85,7 @@ pub fn commands_name_what_is_wrong() {
         (&["volume", "create", "w", "--size", "8MiB", "--pool", "nope"], &["no pool", "\"nope\"", "pool list"]),
         (&["pool", "show", "nope"], &["no pool", "\"nope\""]),
         (&["pool", "create", "wide", "--replicas", "5"], &["\"wide\"", "5 replicas", "3", "add nodes"]),
+        (&["pool", "create", "wide", "--replicas", "5", "--if-not-exists"], &["\"wide\"", "5 replicas", "add nodes"]),
         (&["node", "show", "nope"], &["nope", "n1, n2, n3"]),
         (&["node", "drain", "nope"], &["nope"]),
         (&["dev", "kill-node", "--dir", "D", "nope"], &["nope", "n1, n2, n3"]),
