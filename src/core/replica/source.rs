@@ -361,13 +361,10 @@ impl Replica {
         let mut drops = Vec::new();
         let known: BTreeSet<ChunkId> = mine.iter().map(|e| e.chunk).collect();
         for entry in &mine {
+            // By content alone. A disk may apply writes of one chunk out of order, so its version, the highest sequence, says nothing
+            // of a lower one that was still on its way when the power went.
             let equal = session.table.get(&entry.chunk).is_some_and(|theirs| {
-                let version = !theirs.unsure
-                    && !entry.unsure
-                    && theirs.generation == entry.generation
-                    && theirs.sequence == entry.sequence;
-                let root = theirs.root.is_some() && theirs.root == entry.root;
-                (version || root) && !session.touched.contains(&entry.chunk)
+                theirs.root.is_some() && theirs.root == entry.root && !session.touched.contains(&entry.chunk)
             });
             if !equal {
                 session.todo.insert(entry.chunk);

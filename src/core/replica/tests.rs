@@ -616,6 +616,24 @@ fn a_session_without_progress_names_what_it_waits_for() {
     assert_eq!(stalled(&bed), Some((None, StallReason::Promotion)));
 }
 
+/// After a power cut a disk had the later of two writes without the earlier one, under the version of both (seed 31735).
+#[test]
+fn copies_of_one_version_are_equal_by_their_content_alone() {
+    let is_compared = |mine: Option<u8>, theirs: Option<u8>| {
+        let with = |root: Option<u8>| TableEntry { root: root.map(|b| [b; 32]), ..entry(0) };
+        let mut bed = teaching(&[0]);
+        bed.table = vec![with(mine)];
+        bed.feed(Input::SessionUp { learner: DiskId(2) });
+        bed.session(2, SessionMessage::Table { entries: vec![with(theirs)], last: true });
+        bed.answer_disk();
+        bed.sent(2).iter().any(|m| matches!(m, PeerMessage::Session(SessionMessage::Compare { .. })))
+    };
+    assert!(!is_compared(Some(1), Some(1)));
+    for (mine, theirs) in [(Some(1), Some(2)), (None, Some(1)), (Some(1), None), (None, None)] {
+        assert!(is_compared(mine, theirs), "{mine:?} and {theirs:?}");
+    }
+}
+
 #[test]
 fn a_chunk_that_a_write_holds_is_named_whatever_is_written_elsewhere() {
     let mut bed = teaching(&[0, 1]);
