@@ -397,6 +397,22 @@ fn a_surplus_copy_that_became_needed_stays() {
     assert!(bed.m.state.map().jobs.values().all(|j| !j.state.is_open()));
 }
 
+/// A move that was under way when the pool was changed ended first, with three copies left for good (simulation, seed 35603).
+#[test]
+fn a_surplus_copy_that_was_moved_is_given_up_where_it_is_now() {
+    let mut bed = with_surplus_copies();
+    let removal = bed.m.planning.job.removals[0];
+    let config = bed.m.state.map().pgs[&removal.pg].clone();
+    let to = (1..=4).find(|d| config.members.iter().all(|m| m.disk.0 != *d)).unwrap();
+    let learner = Learner { replica: replica(to), replaces: Some(removal.disk), ..Learner::default() };
+    bed.m.apply("test", Command::AddLearner { pg: removal.pg, learner }).unwrap();
+    bed.complete();
+    assert!(bed.on(to) > 0 && members(&bed) == [3; 8]);
+    bed.m.pause_resync_for_test(false);
+    bed.finish();
+    assert_eq!(members(&bed), [2; 8]);
+}
+
 #[test]
 fn a_cancelled_job_leaves_surplus_copies_where_they_are() {
     let mut bed = Bed::new();

@@ -234,9 +234,10 @@ impl Planning {
             let config = map.pgs.get(&r.pg);
             let there = config.is_some_and(|c| c.members.iter().any(|m| m.disk == r.disk));
             let wanted = map.pools.get(&r.pg.pool).map_or(0, |p| p.replicas as usize);
-            // Another one left first: this one is needed now.
+            // Another one left first: this one is needed now. Or a move took its place: one more has to go.
             let needed = there && config.is_some_and(|c| c.members.len() <= wanted);
-            overtaken |= needed;
+            let replaced = !there && config.is_some_and(|c| c.members.len() > wanted);
+            overtaken |= needed || replaced;
             ended.done += u64::from(!there);
             ended.failed += u64::from(needed);
             there && !needed
