@@ -9,7 +9,7 @@ use crate::tools::{pattern, run, run_ok, wait_for};
 /// A terminal emulator: what it shows can be read, and keys can be pressed.
 struct Terminal {
     socket: PathBuf,
-    server: Daemon,
+    _server: Daemon,
 }
 
 impl Terminal {
@@ -19,7 +19,7 @@ impl Terminal {
         let mut command = Command::new("tmux");
         command.arg("-S").arg(&socket).args(["-u", "-f", "/dev/null", "-D"]);
         let server = Daemon::spawn(&mut command, &dev.path("tmux.log"));
-        let terminal = Terminal { socket, server };
+        let terminal = Terminal { socket, _server: server };
         wait_for("the terminal", || {
             let mut session = terminal.command(&["new-session", "-d", "-x", "80", "-y", "24", script]);
             run(&mut session).status.success().then_some(())
@@ -29,7 +29,8 @@ impl Terminal {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("tmux");
-        command.arg("-S").arg(&self.socket).args(args);
+        // It never starts a server of its own, which would outlive this process.
+        command.arg("-N").arg("-S").arg(&self.socket).args(args);
         command
     }
 
@@ -123,6 +124,7 @@ pub fn an_operator_watches_on_a_narrow_terminal() {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        self.server.stop();
+        // How it says good-bye is its own affair; what doesn't end by this is ended with the `Daemon`.
+        run(&mut self.command(&["kill-server"]));
     }
 }
