@@ -190,6 +190,7 @@ impl World {
                 RouterAction::LossTold => {
                     self.coverage.add("losses told (R13)", 1);
                     self.gateways[i].losses_told += 1;
+                    self.gateways[i].loss_seen = true;
                 }
             }
         }

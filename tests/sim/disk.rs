@@ -216,7 +216,10 @@ impl Disk {
                 }
             }
             if chunk.dirty {
-                if self.canary != Some(Canary::DirtyMarksLost) {
+                if self.canary == Some(Canary::DirtyMarksLost) {
+                    // Its header is the one of when it was clean last, root and all.
+                    chunk.dirty = false;
+                } else {
                     self.unsure.insert(*id);
                 }
                 chunk.version = if rng.chance(500) { chunk.stable_version } else { chunk.version };
@@ -303,6 +306,7 @@ impl Disk {
                         root: match c.clean_root {
                             // Canary: the root that it had when it was clean last.
                             Some(stale) if self.canary == Some(Canary::StaleRoot) => Some(stale),
+                            Some(stale) if self.canary == Some(Canary::DirtyMarksLost) && !c.dirty => Some(stale),
                             _ => (!c.dirty).then(|| hashtree::root(&c.leaves())),
                         },
                         unsure: self.unsure.contains(id),

@@ -120,6 +120,8 @@ pub struct Gateway {
     pub settled: Option<u64>,
     /// So many flushes may fail, to say so (R13).
     pub losses_told: u64,
+    /// A loss was told since a PG was settled last.
+    pub loss_seen: bool,
     pub router: Router,
     ops: BTreeMap<u64, Op>,
     next: u64,
@@ -157,6 +159,7 @@ impl Gateway {
             map: Arc::default(),
             settled: None,
             losses_told: 0,
+            loss_seen: false,
             router: Router::new(VOLUME, 0),
             ops: BTreeMap::new(),
             next: 0,
@@ -398,7 +401,11 @@ impl Gateway {
             }
         };
         if !settled.is_empty() {
-            let kept: BTreeSet<At> = self.kept.iter().flat_map(|(_, k)| k.writes()).map(|(at, _)| at).collect();
+            // Of what was kept, some could not be sent again where a loss was told: rot beside a power loss.
+            let kept: BTreeSet<At> = match std::mem::take(&mut self.loss_seen) {
+                true => BTreeSet::new(),
+                false => self.kept.iter().flat_map(|(_, k)| k.writes()).map(|(at, _)| at).collect(),
+            };
             model.replayed(&kept, |at| settled.contains(&self.pg_of(at.0)));
         }
         match (&op.kind, reply) {

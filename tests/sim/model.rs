@@ -78,7 +78,9 @@ impl Model {
             let order = self.order;
             let cell = self.cells.entry(at).or_default();
             let mut settled = false;
-            if cell.pending == Some(*value) {
+            // Zeros tell nobody's writes apart: a read that began before this one may have found older ones.
+            let telling = *value != 0 || cell.changes == read.changes[i];
+            if cell.pending == Some(*value) && telling {
                 settled = cell.committed != *value;
             } else if cell.changes == read.changes[i] && cell.pending.is_none() {
                 cell.maybe.clear();
