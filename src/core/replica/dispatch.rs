@@ -60,7 +60,7 @@ impl Replica {
                 {
                     // The map's news has not come yet: another leads, and this is a learner.
                     self.step_down();
-                    self.yield_to(&config.clone());
+                    self.yield_to(config);
                 }
                 if self.is_primary() && !matches!(message, SessionMessage::Open { .. }) {
                     self.on_session_reply(from, message, env);

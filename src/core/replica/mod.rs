@@ -22,6 +22,8 @@ mod describe;
 mod detect;
 pub mod disk_ops;
 mod dispatch;
+#[cfg(test)]
+mod handover_tests;
 pub mod locks;
 mod member;
 mod pace;

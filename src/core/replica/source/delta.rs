@@ -55,8 +55,8 @@ impl Replica {
         };
         active.version = (found.generation, found.sequence);
         if session.unsure.contains(&chunk) && found.generation < generation {
-            // A power loss took the version back, not all of the content: under the old version the learner would
-            // later be taken for equal to a replica that really has that one. This content begins here.
+            // A power loss took the version back, not all of the content: under the old version the learner would later be
+            // taken, by a primary of an earlier release, for equal to a replica that really has that one. It begins here.
             active.version = (generation, 0);
         }
         let leaves = found.leaves;
