@@ -402,7 +402,7 @@ impl Gateway {
         };
         if !settled.is_empty() {
             // Of what was kept, some could not be sent again where a loss was told: rot beside a power loss.
-            let kept: BTreeSet<At> = match std::mem::take(&mut self.loss_seen) {
+            let kept: BTreeSet<At> = match std::mem::take(&mut self.loss_seen) && self.rotten {
                 true => BTreeSet::new(),
                 false => self.kept.iter().flat_map(|(_, k)| k.writes()).map(|(at, _)| at).collect(),
             };
