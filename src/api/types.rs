@@ -156,7 +156,7 @@ pub struct DiskStatus {
 }
 
 /// `node list|show`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct NodeInfo {
     /// Id.
     pub id: NodeId,
@@ -184,7 +184,7 @@ pub struct NodeInfo {
 }
 
 /// `disk list|show`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct DiskInfo {
     /// Id.
     pub id: DiskId,
@@ -271,6 +271,9 @@ pub struct PoolSet {
     pub class: Option<String>,
     /// `flush` or `write`.
     pub durability: Option<String>,
+    /// Only look whether it would be accepted: the answer is as before.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// Sets what the operator wants of a node.
@@ -278,6 +281,9 @@ pub struct PoolSet {
 pub struct NodeStateSet {
     /// `active`, `draining`, `maintenance`, `removed`.
     pub state: crate::core::cluster::NodeAdminState,
+    /// Only look whether it would be accepted: the answer is as before.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// `pg list|show`.

@@ -9,7 +9,7 @@ use crate::core::ids::{DiskId, VolumeId};
 use crate::core::placement::Span;
 
 /// `volume list|show`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeInfo {
     /// Id.
     pub id: VolumeId,
@@ -164,4 +164,7 @@ pub struct VolumeSet {
     /// Bytes per second that its guest may read or write, as a number with a unit; `none`: no limit.
     #[serde(default)]
     pub bandwidth_limit: Option<String>,
+    /// Only look whether it would be accepted: the answer is as before.
+    #[serde(default)]
+    pub dry_run: bool,
 }

@@ -241,6 +241,11 @@ impl Client {
         self.finish(request.config().timeout_global(Some(self.timeout)).build().send_json(body))
     }
 
+    /// PATCH; decoded.
+    pub fn patch<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, RequestApi> {
+        self.decode(&self.patch_text(path, body)?)
+    }
+
     /// DELETE; the answer's text.
     pub fn delete_text(&self, path: &str) -> Result<String, RequestApi> {
         let request = self.agent.delete(self.url(path)).header("Authorization", self.bearer());

@@ -28,31 +28,22 @@ pub fn node(session: &Session, command: NodeCommand) -> anyhow::Result<()> {
             session.show(&client, &text, |nodes: Vec<NodeInfo>| nodes_table(&nodes))
         }
         NodeCommand::Show { name } => session.show_one(&find_node(&client, &name)?, show_node),
-        NodeCommand::Drain(NodeChangeArgs { name, dry_run: true }) => {
-            plan::dry_run(session, &client, &PlanRequest { remove_node: vec![name], ..PlanRequest::default() })
-        }
-        NodeCommand::Drain(NodeChangeArgs { name, .. }) => {
+        NodeCommand::Drain(change) => {
             let text = "its replicas move away; `evenkeel wait clean` waits for the end";
-            set_state(session, &client, &name, NodeAdminState::Draining, text)
+            set_state(session, &client, change, NodeAdminState::Draining, text)
         }
-        NodeCommand::Undrain(NodeChangeArgs { name, dry_run: true }) => {
-            plan::dry_run(session, &client, &PlanRequest { undrain_node: vec![name], ..PlanRequest::default() })
+        NodeCommand::Undrain(change) => {
+            set_state(session, &client, change, NodeAdminState::Active, "it takes replicas again")
         }
-        NodeCommand::Undrain(NodeChangeArgs { name, .. }) => {
-            set_state(session, &client, &name, NodeAdminState::Active, "it takes replicas again")
-        }
-        NodeCommand::Maintenance(NodeChangeArgs { name, dry_run: true }) => maintenance_dry_run(session, &client, name),
-        NodeCommand::Maintenance(NodeChangeArgs { name, .. }) => {
+        NodeCommand::Maintenance(change) => {
             let text = "nothing is re-replicated while it is down; `evenkeel node undrain` ends it";
-            set_state(session, &client, &name, NodeAdminState::Maintenance, text)
+            set_state(session, &client, change, NodeAdminState::Maintenance, text)
         }
         NodeCommand::OkToStop { names } => ok_to_stop(session, &client, names),
-        NodeCommand::Remove { change: NodeChangeArgs { name, dry_run: true }, .. } => {
-            plan::dry_run(session, &client, &PlanRequest { remove_node: vec![name], ..PlanRequest::default() })
-        }
-        NodeCommand::Remove { change: NodeChangeArgs { name, .. }, yes } => {
-            need_yes(yes, &format!("removing node {name} is for good: its copies count no more"))?;
-            set_state(session, &client, &name, NodeAdminState::Removed, "its id is never used again")
+        NodeCommand::Remove { change, yes } => {
+            let danger = format!("removing node {} is for good: its copies count no more", change.name);
+            need_yes(yes || change.dry_run, &danger)?;
+            set_state(session, &client, change, NodeAdminState::Removed, "its id is never used again")
         }
     }
 }
@@ -100,12 +91,27 @@ pub fn find_node(client: &Client, name: &str) -> anyhow::Result<NodeInfo> {
 fn set_state(
     session: &Session,
     client: &Client,
-    name: &str,
+    change: NodeChangeArgs,
     state: NodeAdminState,
     consequence: &str,
 ) -> anyhow::Result<()> {
-    let text = client.post_text(&format!("/v1/nodes/{}/state", segment(name)), &NodeStateSet { state })?;
-    session.show(client, &text, |node: NodeInfo| format!("node {} is {}: {consequence}", node.name, node.state))
+    let NodeChangeArgs { name, dry_run } = change;
+    let path = format!("/v1/nodes/{}/state", segment(&name));
+    let text = client.post_text(&path, &NodeStateSet { state, dry_run })?;
+    if !dry_run {
+        return session
+            .show(client, &text, |node: NodeInfo| format!("node {} is {}: {consequence}", node.name, node.state));
+    }
+    // It would be accepted; and then?
+    match state {
+        NodeAdminState::Maintenance => maintenance_dry_run(session, client, name),
+        NodeAdminState::Active => {
+            plan::dry_run(session, client, &PlanRequest { undrain_node: vec![name], ..PlanRequest::default() })
+        }
+        NodeAdminState::Draining | NodeAdminState::Removed => {
+            plan::dry_run(session, client, &PlanRequest { remove_node: vec![name], ..PlanRequest::default() })
+        }
+    }
 }
 
 fn nodes_table(nodes: &[NodeInfo]) -> String {

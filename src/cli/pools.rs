@@ -26,20 +26,20 @@ pub fn pool(session: &Session, command: PoolCommand) -> anyhow::Result<()> {
             let text = client.get_text(&pool_path(&name))?;
             session.show(&client, &text, |pool: PoolInfo| pools_table(&[pool]))
         }
-        PoolCommand::Set(args) if args.dry_run => {
-            // The API's sentence if there is no such pool.
-            client.get_text(&pool_path(&args.name))?;
-            plan::dry_run(session, &client, &pool_question(&args))
-        }
         PoolCommand::Set(args) => {
+            let question = pool_question(&args);
             let change = PoolSet {
                 replicas: args.change.replicas,
                 min_replicas: args.change.min_replicas,
                 failure_domain: args.change.failure_domain,
                 class: args.change.class,
                 durability: args.change.durability,
+                dry_run: args.dry_run,
             };
             let text = client.patch_text(&pool_path(&args.name), &change)?;
+            if args.dry_run {
+                return plan::dry_run(session, &client, &question);
+            }
             session.show(&client, &text, |pool: PoolInfo| format!("pool {} is now {}", pool.name, rule(&pool)))
         }
         PoolCommand::Delete { name, if_exists, dry_run: true, .. } => {
@@ -237,19 +237,11 @@ fn resize(session: &Session, client: &Client, name: &str, size: u64, yes: bool) 
 
 fn resize_dry_run(session: &Session, client: &Client, name: &str, size: u64) -> anyhow::Result<()> {
     check_size(size)?;
-    let v: VolumeInfo = client.get(&volume_path(name))?;
-    let (now, then) = (HumanBytes(v.size_bytes), HumanBytes(size));
-    let what = match size.cmp(&v.size_bytes) {
-        std::cmp::Ordering::Less => {
-            format!(
-                "volume {name} would shrink from {now} to {then}: its last {} would be dropped",
-                HumanBytes(v.size_bytes - size)
-            )
-        }
-        std::cmp::Ordering::Equal => format!("volume {name} has {now} already"),
-        std::cmp::Ordering::Greater => format!("volume {name} would grow from {now} to {then}"),
-    };
-    session.show_one(&Done { message: format!("dry run, nothing was changed; {what}") }, |d| d.message.clone())
+    let change = VolumeSet { size_bytes: Some(size), dry_run: true, ..VolumeSet::default() };
+    let now: VolumeInfo = client.patch(&volume_path(name), &change)?;
+    let [before, after] = [now.size_bytes, size].map(HumanBytes);
+    let message = format!("dry run, nothing was changed; volume {name} would have {after} (now: {before})");
+    session.show_one(&Done { message }, |d| d.message.clone())
 }
 
 fn hash_volumes(session: &Session, client: &Client, names: &[String]) -> anyhow::Result<()> {

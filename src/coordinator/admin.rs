@@ -123,6 +123,12 @@ impl Owner {
                 let old = map.volumes.values().find(|v| v.name == name).map(|v| v.limits).unwrap_or_default();
                 let limits =
                     resync::volume_limits(old, request.iops_limit.as_ref(), request.bandwidth_limit.as_deref())?;
+                if let (true, Some(size_bytes)) = (request.dry_run, request.size_bytes) {
+                    self.probe(Command::ResizeVolume { volume: name.clone(), size_bytes })?;
+                }
+                if request.dry_run {
+                    return self.volume(&name);
+                }
                 if let Some(size_bytes) = request.size_bytes {
                     self.apply(OPERATOR, Command::ResizeVolume { volume: name.clone(), size_bytes })?;
                 }
@@ -139,7 +145,7 @@ impl Owner {
                 json(&Done { message: format!("volume {name} is being deleted; its space returns within moments") })
             }
             AdminCall::OkToStop(request) => self.ok_to_stop(&request.nodes),
-            AdminCall::NodeState(name, request) => self.set_node_state(&name, request.state),
+            AdminCall::NodeState(name, request) => self.set_node_state(&name, &request),
             AdminCall::ResyncSet(request) => self.set_resync(&request),
             AdminCall::TokenCreate(request) => self.create_token(&request),
             AdminCall::Join(request) => self.join(request),
@@ -230,6 +236,10 @@ impl Owner {
             class: request.class.map(|c| if c == ANY_CLASS { String::new() } else { c }),
             durable_writes: durability(request.durability.as_deref())?,
         };
+        if request.dry_run {
+            self.probe(Command::SetPool(change))?;
+            return self.pool(name);
+        }
         let applied = self.apply(OPERATOR, Command::SetPool(change))?;
         if !applied.changed.is_empty() {
             let map = self.manager.state.map();
@@ -241,7 +251,8 @@ impl Owner {
         self.pool(name)
     }
 
-    fn set_node_state(&mut self, name: &str, state: NodeAdminState) -> Answer {
+    fn set_node_state(&mut self, name: &str, request: &NodeStateSet) -> Answer {
+        let state = request.state;
         let map = self.manager.state.map();
         let found = map.nodes.values().filter(|n| n.name == name || n.id.to_string() == name).max_by_key(|n| n.id);
         let node = found.map(|n| n.id);
@@ -257,7 +268,12 @@ impl Owner {
         if removing && answers && !held.is_empty() {
             return Err(Refusal::NodeInUse { node: name.to_owned(), replicas: held.len() }.into());
         }
-        self.apply(OPERATOR, Command::SetNodeState { node: name.to_owned(), state })?;
+        let command = Command::SetNodeState { node: name.to_owned(), state };
+        if request.dry_run {
+            self.probe(command)?;
+            return self.node(name);
+        }
+        self.apply(OPERATOR, command)?;
         if removing {
             self.manager.runtime.no_grace.extend(held);
             let short: Vec<PgId> = self.manager.runtime.short_since.keys().copied().collect();

@@ -22,7 +22,7 @@ use super::wiring;
 use crate::api::calls::{AdminMessage, Answer};
 use crate::api::console::{ClusterFacts, History};
 use crate::api::metrics::CoordinatorMetrics;
-use crate::core::cluster::command::{Applied, Command, Refusal};
+use crate::core::cluster::command::{Applied, Command, Context, Refusal};
 use crate::core::ids::NodeId;
 use crate::core::manager::Manager;
 use crate::core::manager::runtime::{ConnId, Limits};
@@ -303,6 +303,11 @@ impl Owner {
     pub(super) fn apply(&mut self, actor: &str, command: Command) -> Result<Applied, Refusal> {
         let actor = if actor == OPERATOR { self.asker.as_str() } else { actor };
         self.manager.apply(actor, command)
+    }
+
+    /// What `apply` would answer to an operator; changes nothing.
+    pub(super) fn probe(&self, command: Command) -> Result<(), Refusal> {
+        self.manager.state.probe(command, &Context { liveness: &self.manager.runtime }).map(drop)
     }
 
     /// Adds an event.

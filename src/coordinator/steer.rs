@@ -13,7 +13,7 @@ use crate::api::calls::Answer;
 use crate::api::types::{
     ClassProgress, DeadlineInfo, NodeLimits, OwnTarget, ResyncInfo, ResyncSet, SessionInfo, WindowInfo,
 };
-use crate::core::cluster::command::{Command, Context};
+use crate::core::cluster::command::Command;
 use crate::core::cluster::{
     JobState, NodeAdminState, ResyncClass, ResyncConfig, ResyncSettings, Settings, Target, Window,
 };
@@ -58,8 +58,7 @@ impl Owner {
         let said = resync::change(&mut settings.config, self.manager.state.map(), request, now)?;
         if request.dry_run {
             settings.resync = effective(&settings.config, now, self.steering.needed).0;
-            let command = Command::SetSettings { settings: Box::new(settings.clone()) };
-            self.manager.state.probe(command, &Context { liveness: &self.manager.runtime })?;
+            self.probe(Command::SetSettings { settings: Box::new(settings.clone()) })?;
             return super::admin::json(&self.resync_info_with(&settings));
         }
         if settings.config.deadline_unix_seconds.is_none() {

@@ -298,10 +298,9 @@ pub fn every_command_prints_what_its_schema_says() {
         ("node drain", ["n1"].as_slice()),
         ("node maintenance", &["n1"]),
         ("node undrain", &["n1"]),
-        ("node remove", &["n1"]),
-        ("pool set", &["default", "--replicas", "2", "--class", "hdd"]),
+        ("pool set", &["default", "--replicas", "2", "--min-replicas", "1"]),
         ("pool delete", &["default"]),
-        ("volume resize", &["v", "--size", "8MiB"]),
+        ("volume resize", &["v", "--size", "32MiB"]),
         ("volume delete", &["v"]),
         ("resync set", &["--cap", "100MiB/s", "--node", "n1"]),
     ] {
@@ -341,7 +340,7 @@ pub fn every_command_prints_what_its_schema_says() {
     }
     printed("node drain", &["n4"]);
     wait_for("nothing is left on it", || {
-        dev.try_cli(&["node", "remove", "n4", "--yes"]).status.success().then_some(())
+        dev.try_cli(&["node", "remove", "n4", "--dry-run"]).status.success().then_some(())
     });
     printed("node remove", &["n4", "--yes"]);
     printed("pg force-promote", &[&lost_pg(&dev)]);

@@ -86,6 +86,10 @@ pub fn commands_name_what_is_wrong() {
         (&["pool", "show", "nope"], &["no pool", "\"nope\""]),
         (&["pool", "create", "wide", "--replicas", "5"], &["\"wide\"", "5 replicas", "3", "add nodes"]),
         (&["pool", "create", "wide", "--replicas", "5", "--if-not-exists"], &["\"wide\"", "5 replicas", "add nodes"]),
+        // What would be refused is refused dry, too.
+        (&["pool", "set", "default", "--min-replicas", "9", "--dry-run"], &["3 replicas", "minimum of 9"]),
+        (&["volume", "resize", "v", "--size", "4MiB", "--dry-run"], &["\"v\"", "shrink"]),
+        (&["node", "remove", "n1", "--dry-run"], &["n1", "drain"]),
         (&["node", "show", "nope"], &["nope", "n1, n2, n3"]),
         (&["node", "drain", "nope"], &["nope"]),
         (&["dev", "kill-node", "--dir", "D", "nope"], &["nope", "n1, n2, n3"]),
