@@ -306,6 +306,11 @@ impl ForegroundMetrics {
         self.by_kind[kind as usize].errors.inc();
     }
 
+    /// Bytes of a kind so far.
+    pub fn bytes(&self, kind: Operation) -> u64 {
+        self.by_kind[kind as usize].bytes.get()
+    }
+
     /// Operations of a kind so far.
     pub fn operations(&self, kind: Operation) -> u64 {
         self.by_kind[kind as usize].operations.get()

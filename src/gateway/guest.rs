@@ -1,69 +1,69 @@
 //! What the guest does and sees, told to the coordinator every second: people look there, not at each gateway.
 
+use std::time::Duration;
+
 use parking_lot::Mutex;
 
-use super::nbd::{OpDone, OpKind};
+use crate::api::metrics::{ForegroundMetrics, Operation};
 use crate::core::throttle::Histogram;
 use crate::wire::control::Stats;
 
-/// Counts completed operations; latencies since the last report.
-#[derive(Debug)]
+/// The metrics' counters, and the latencies since the last report.
 pub struct Guest {
-    seen: Mutex<(Stats, Histogram)>,
+    foreground: ForegroundMetrics,
+    recent: Mutex<Histogram>,
+    /// Tells this process's counters from those of another.
+    process: u64,
 }
 
 impl Guest {
-    /// Nothing was done yet. The number tells this process's counters from those of another.
-    pub fn new() -> Self {
-        let process = rand::random_range(1..=u64::MAX);
-        Guest { seen: Mutex::new((Stats { process, ..Stats::default() }, Histogram::default())) }
+    /// Of the operations that these metrics count.
+    pub fn new(foreground: ForegroundMetrics) -> Self {
+        Guest { foreground, recent: Mutex::default(), process: rand::random_range(1..=u64::MAX) }
     }
 
-    /// An operation that succeeded. Discards and zeroes count as writes, without bytes; flushes aren't counted, as their time
-    /// is that of the writes before.
-    pub fn done(&self, op: &OpDone) {
-        let (stats, latencies) = &mut *self.seen.lock();
-        match op.kind {
-            OpKind::Read => {
-                stats.foreground_reads += 1;
-                stats.foreground_read_bytes += u64::from(op.len);
-            }
-            OpKind::Write => {
-                stats.foreground_writes += 1;
-                stats.foreground_write_bytes += u64::from(op.len);
-            }
-            OpKind::Trim | OpKind::WriteZeroes => stats.foreground_writes += 1,
-            _ => return,
+    /// An operation that succeeded. A flush is left out: its time is that of the writes before.
+    pub fn done(&self, kind: Operation, latency: Duration) {
+        if kind != Operation::Flush {
+            self.recent.lock().record_us(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
         }
-        latencies.record_us(u64::try_from(op.duration.as_micros()).unwrap_or(u64::MAX));
     }
 
-    /// Counters so far, and the percentiles since the last call.
+    /// Counters so far, and the percentiles since the last call. Discards and zeroes count as writes, without bytes.
     pub fn report(&self) -> Stats {
-        let (stats, latencies) = &mut *self.seen.lock();
-        let us = |q| latencies.quantile_us(q).unwrap_or(0.0) as u64;
-        (stats.foreground_p50_us, stats.foreground_p99_us) = (us(0.5), us(0.99));
-        latencies.clear();
-        stats.clone()
+        let recent = std::mem::take(&mut *self.recent.lock());
+        let us = |q| recent.quantile_us(q).unwrap_or(0.0) as u64;
+        let writes = [Operation::Write, Operation::Trim, Operation::Zero].map(|kind| self.foreground.operations(kind));
+        Stats {
+            process: self.process,
+            foreground_reads: self.foreground.operations(Operation::Read),
+            foreground_writes: writes.iter().sum(),
+            foreground_read_bytes: self.foreground.bytes(Operation::Read),
+            foreground_write_bytes: self.foreground.bytes(Operation::Write),
+            foreground_p50_us: us(0.5),
+            foreground_p99_us: us(0.99),
+            ..Stats::default()
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::api::metrics::Metrics;
 
     #[test]
     fn counters_rise_and_percentiles_are_of_the_last_second() {
-        let guest = Guest::new();
+        let foreground = Metrics::gateway("v").foreground;
+        let guest = Guest::new(foreground.clone());
         let done = |kind, len, us| {
-            guest.done(&OpDone { kind, len, duration: Duration::from_micros(us), error: None });
+            foreground.done(kind, len, Duration::from_micros(us));
+            guest.done(kind, Duration::from_micros(us));
         };
-        done(OpKind::Read, 4096, 400);
-        done(OpKind::Write, 8192, 9000);
-        done(OpKind::Trim, 1 << 20, 500);
-        done(OpKind::Flush, 0, 1_000_000);
+        done(Operation::Read, 4096, 400);
+        done(Operation::Write, 8192, 9000);
+        done(Operation::Trim, 1 << 20, 500);
+        done(Operation::Flush, 0, 1_000_000);
         let first = guest.report();
         assert_eq!((first.foreground_reads, first.foreground_writes), (1, 2));
         assert_eq!((first.foreground_read_bytes, first.foreground_write_bytes), (4096, 8192));

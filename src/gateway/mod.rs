@@ -133,7 +133,10 @@ async fn enrol(api: &str, token: &str, role: &str, name: &str) -> Result<(Arc<Id
     Ok((Arc::new(identity), coordinator))
 }
 
-struct Measured(GatewayMetrics, Arc<Guest>);
+struct Measured {
+    metrics: GatewayMetrics,
+    guest: Arc<Guest>,
+}
 
 impl Observer for Measured {
     fn op_done(&self, op: &OpDone) {
@@ -147,17 +150,17 @@ impl Observer for Measured {
         };
         match op.error {
             None => {
-                self.0.foreground.done(kind, u64::from(op.len), op.duration);
-                self.1.done(op);
+                self.metrics.foreground.done(kind, u64::from(op.len), op.duration);
+                self.guest.done(kind, op.duration);
             }
-            Some(_) => self.0.foreground.failed(kind),
+            Some(_) => self.metrics.foreground.failed(kind),
         }
     }
     fn connection_opened(&self) {
-        self.0.connections.inc();
+        self.metrics.connections.inc();
     }
     fn connection_closed(&self) {
-        self.0.connections.dec();
+        self.metrics.connections.dec();
     }
 }
 
@@ -184,7 +187,7 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
         None => None,
     };
     let admin_url = admin.as_ref().map(AdminServer::url).unwrap_or_default();
-    let guest = Arc::new(Guest::new());
+    let guest = Arc::new(Guest::new(metrics.foreground.clone()));
     let connected = metrics.coordinator.clone();
     let mut control = Control::start(endpoint.clone(), coordinator, &config, admin_url, guest.clone(), connected);
     let attached = tokio::select! {
@@ -208,7 +211,8 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()> + Sen
         ListenAt::Unix(path) => Listener::bind_unix(path, nbd::listener::SOCKET_MODE).await?,
         ListenAt::Tcp(addr) => Listener::bind_tcp(*addr).await?,
     };
-    let server = Server::start(listener, export, Arc::new(Measured(metrics.clone(), guest)), Limits::default());
+    let server =
+        Server::start(listener, export, Arc::new(Measured { metrics: metrics.clone(), guest }), Limits::default());
     tracing::info!(volume = config.volume, incarnation, "the gateway serves");
     let outcome = loop {
         tokio::select! {
