@@ -298,15 +298,7 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
         HumanBytes(resync.bytes_left),
         HumanBytes(resync.rate_bytes_per_sec)
     );
-    match (resync.eta_seconds, resync.eta_range_seconds) {
-        (Some(eta), _) if eta < 0.0 => line += ", diverging: guests write more than is copied",
-        (Some(eta), Some(range)) => {
-            let [low, high] = [range.low, range.high].map(out::human_seconds);
-            line += &format!(", {} to go ({low} to {high})", out::human_seconds(eta));
-        }
-        (Some(eta), None) => line += &format!(", {} to go", out::human_seconds(eta)),
-        (None, _) => {}
-    }
+    line += &eta_words(resync);
     if resync.paused {
         line += ", paused";
     } else if let Some(id) = resync.job.filter(|_| resync.job_paused) {
@@ -315,6 +307,19 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
         line += &format!(", limited by {}", resync.limited_by);
     }
     line
+}
+
+/// How long it will take, as the end of a line; empty: not known.
+pub fn eta_words(resync: &ResyncStatus) -> String {
+    match (resync.eta_seconds, resync.eta_range_seconds) {
+        (Some(eta), _) if eta < 0.0 => ", diverging: guests write more than is copied".to_owned(),
+        (Some(eta), Some(range)) => {
+            let [low, high] = [range.low, range.high].map(out::human_seconds);
+            format!(", {} to go ({low} to {high})", out::human_seconds(eta))
+        }
+        (Some(eta), None) => format!(", {} to go", out::human_seconds(eta)),
+        (None, _) => String::new(),
+    }
 }
 
 #[cfg(test)]

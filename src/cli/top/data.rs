@@ -19,8 +19,8 @@ pub struct Seen {
     pub nodes: Vec<NodeInfo>,
     /// Copies and limits.
     pub resync: ResyncInfo,
-    /// Only asked for while they are looked at.
-    pub volumes: Vec<VolumeInfo>,
+    /// `None`: not asked for, as they aren't looked at.
+    pub volumes: Option<Vec<VolumeInfo>>,
 }
 
 /// An answer, or why there is none, and when it was asked for.
@@ -83,6 +83,6 @@ fn look(client: &Client, with_volumes: bool) -> Result<Seen, RequestApi> {
         status: client.status()?,
         nodes: client.nodes()?,
         resync: client.get("/v1/resync")?,
-        volumes: if with_volumes { client.get("/v1/volumes")? } else { Vec::new() },
+        volumes: if with_volumes { Some(client.get("/v1/volumes")?) } else { None },
     })
 }

@@ -38,11 +38,6 @@ pub fn top(session: &Session, args: &TopArgs) -> anyhow::Result<()> {
     );
     let mut screen = Screen::new(args, super::out::colour())?;
     let client = session.client()?;
-    // What is wrong with the address or the token is told as by every other command, not on a drawn screen.
-    match client.status() {
-        Err(e) if !e.is_transient() => return Err(e.into()),
-        _ => {}
-    }
     let stop = Stop::on_signals()?;
     let source = Source::start(client, Duration::from_secs_f64(args.interval));
     let mut terminal = ratatui::try_init().context("taking over the terminal")?;
@@ -59,7 +54,11 @@ fn show(
 ) -> anyhow::Result<()> {
     loop {
         for news in source.news() {
-            screen.take(news);
+            match news.outcome {
+                // What is wrong with the address or the token is told as by every other command.
+                Err(e) if !screen.has_seen() && !e.is_transient() => return Err(e.into()),
+                _ => screen.take(news),
+            }
         }
         source.want(screen.view());
         terminal.draw(|frame| screen.draw(frame)).context("drawing")?;

@@ -16,6 +16,7 @@ use super::views::{self, Column, Rates};
 use crate::api::types::ResyncStatus;
 use crate::cli::args::{TopArgs, TopView};
 use crate::cli::out::{self, Grade, human_us};
+use crate::cli::status::eta_words;
 use crate::core::units::HumanBytes;
 
 const VIEWS: [(TopView, &str); 4] =
@@ -105,22 +106,22 @@ impl Screen {
         self.view
     }
 
+    /// The coordinator has answered once.
+    pub fn has_seen(&self) -> bool {
+        self.seen.is_some()
+    }
+
     /// Takes what the coordinator said.
     pub fn take(&mut self, news: News) {
         match news.outcome {
             Err(e) => self.problem = Some(e.to_string()),
-            Ok(_) if self.held => {}
+            Ok(_) if self.held => self.problem = None,
             Ok(mut seen) => {
                 let before = self.seen.take();
                 let since = before.as_ref().map_or(0.0, |(at, _)| news.at.duration_since(*at).as_secs_f64());
                 self.rates.look(&seen.resync.sessions, since);
                 // Not asked for with the other views; what was known stays until it is looked at again.
-                if let Some((_, earlier)) = before
-                    && seen.volumes.is_empty()
-                    && self.view != TopView::Volumes
-                {
-                    seen.volumes = earlier.volumes;
-                }
+                seen.volumes = seen.volumes.or(before.and_then(|(_, earlier)| earlier.volumes));
                 (self.seen, self.problem) = (Some((news.at, seen)), None);
             }
         }
@@ -301,12 +302,12 @@ impl Screen {
     fn tabs(&self) -> Line<'static> {
         let counts = self.seen.as_ref().map(|(_, seen)| {
             let disks = seen.nodes.iter().map(|n| n.disks.len()).sum();
-            [seen.nodes.len(), disks, seen.resync.sessions.len(), seen.volumes.len()]
+            let volumes = seen.volumes.as_ref().map(Vec::len);
+            [Some(seen.nodes.len()), Some(disks), Some(seen.resync.sessions.len()), volumes]
         });
         let mut spans = Vec::new();
         for (i, (view, name)) in VIEWS.iter().enumerate() {
-            // Volumes are only counted once they were asked for.
-            let count = counts.map(|c| c[i]).filter(|n| *n > 0 || *view != TopView::Volumes);
+            let count = counts.and_then(|c| c[i]);
             let count = count.map_or(String::new(), |n| format!(" {}", out::thousands(n as u64)));
             let style = if *view == self.view {
                 Style::new().add_modifier(Modifier::REVERSED | Modifier::BOLD)
@@ -333,8 +334,9 @@ impl Screen {
         self.page = usize::from(area.height.saturating_sub(1)).max(1);
         self.offset = self.offset.min(rows.len().saturating_sub(self.page));
         if rows.is_empty() {
-            let empty = match (self.seen.is_some(), self.view) {
-                (false, _) => "",
+            let empty = match (&self.seen, self.view) {
+                (None, _) => "",
+                (Some((_, seen)), TopView::Volumes) if seen.volumes.is_none() => "",
                 _ if !filter.is_empty() => "no row has that text",
                 (_, TopView::Moves) => "nothing is being copied",
                 (_, TopView::Volumes) => "there is no volume",
@@ -415,17 +417,7 @@ fn copies(r: &ResyncStatus) -> String {
     }
     let (all, left, rate) =
         (r.pending_moves.max(r.active_moves), HumanBytes(r.bytes_left), HumanBytes(r.rate_bytes_per_sec));
-    let mut line = format!("{} of {all} moves, {left} left, {rate}/s", r.active_moves);
-    match (r.eta_seconds, r.eta_range_seconds) {
-        (Some(eta), _) if eta < 0.0 => line += ", diverging: guests write more than is copied",
-        (Some(eta), Some(range)) => {
-            let [low, high] = [range.low, range.high].map(out::human_seconds);
-            line += &format!(", {} to go ({low} to {high})", out::human_seconds(eta));
-        }
-        (Some(eta), None) => line += &format!(", {} to go", out::human_seconds(eta)),
-        (None, _) => {}
-    }
-    line + paused
+    format!("{} of {all} moves, {left} left, {rate}/s{}{paused}", r.active_moves, eta_words(r))
 }
 
 #[cfg(test)]

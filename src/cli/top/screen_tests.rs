@@ -2,8 +2,8 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
 use super::*;
-use crate::api::types::{DiskInfo, ForegroundStatus, NodeInfo, PgCounts, Status, VolumeInfo};
-use crate::core::ids::{DiskId, NodeId, VolumeId};
+use crate::api::types::{DiskInfo, ForegroundStatus, GuestStatus, NodeInfo, PgCounts, Status, VolumeInfo};
+use crate::core::ids::DiskId;
 
 fn args(view: TopView, sort: Option<&str>) -> TopArgs {
     TopArgs { view, sort: sort.map(str::to_owned), interval: 1.0 }
@@ -13,29 +13,16 @@ fn node(n: u32, writes: u64) -> NodeInfo {
     let disk = DiskInfo {
         id: DiskId(n),
         node: format!("n{n}"),
-        state: "up".into(),
-        class: "ssd".into(),
-        path: "/srv".into(),
         capacity_bytes: 4 << 40,
         used_bytes: u64::from(n) << 30,
-        pg_replicas: 100,
-        primaries: 33,
-        foreground_p99_us: Some(900),
-        target_p99_us: Some(2000),
-        resync_limit_bytes_per_sec: Some(40 << 20),
+        ..DiskInfo::default()
     };
     NodeInfo {
-        id: NodeId(n),
         name: format!("n{n}"),
         state: if n == 2 { "down" } else { "up" }.into(),
-        addr: String::new(),
-        admin_url: String::new(),
-        pid: n,
-        zone: String::new(),
-        rack: String::new(),
-        release: "1.0".into(),
         foreground: ForegroundStatus { read_iops: 10, write_iops: writes, p50_us: 300, p99_us: 1200 },
         disks: vec![disk],
+        ..NodeInfo::default()
     }
 }
 
@@ -169,30 +156,22 @@ fn a_held_picture_stays_and_keys_still_work() {
 #[test]
 fn volumes_show_what_their_guests_do() {
     let mut all = seen(1);
-    all.volumes = vec![VolumeInfo {
-        id: VolumeId(1),
+    let guest = GuestStatus {
+        read_iops: 1500,
+        write_iops: 20,
+        read_bytes_per_sec: 6 << 20,
+        write_bytes_per_sec: 2 << 20,
+        p50_us: 400,
+        p99_us: 2500,
+    };
+    all.volumes = Some(vec![VolumeInfo {
         name: "vm1".into(),
-        pool: "default".into(),
         size_bytes: 10 << 30,
         attached_to: Some("gw-7".into()),
-        incarnation: 1,
-        priority: 0,
-        iops_limit: None,
-        bandwidth_limit_bytes_per_sec: None,
         state: "ok".into(),
-        stripes: vec![],
-        guest: Some(crate::api::types::GuestStatus {
-            read_iops: 1500,
-            write_iops: 20,
-            read_bytes_per_sec: 6 << 20,
-            write_bytes_per_sec: 2 << 20,
-            p50_us: 400,
-            p99_us: 2500,
-        }),
-        pgs: PgCounts::default(),
-        disks: vec![],
-        redundancy: None,
-    }];
+        guest: Some(guest),
+        ..VolumeInfo::default()
+    }]);
     let mut screen = screen(TopView::Volumes, None, all);
     let text = picture(&mut screen).join("\n");
     assert!(text.contains("vm1            ok             10 GiB   1,500      20    8 MiB/s   2.5 ms gw-7"), "{text}");

@@ -186,7 +186,7 @@ pub fn rows(view: TopView, seen: &Seen, rates: &Rates) -> Vec<Row> {
         TopView::Nodes => seen.nodes.iter().map(node).collect(),
         TopView::Disks => seen.nodes.iter().flat_map(|n| &n.disks).map(disk).collect(),
         TopView::Moves => seen.resync.sessions.iter().map(|s| session(s, rates)).collect(),
-        TopView::Volumes => seen.volumes.iter().map(volume).collect(),
+        TopView::Volumes => seen.volumes.iter().flatten().map(volume).collect(),
     }
 }
 
