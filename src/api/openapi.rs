@@ -96,6 +96,18 @@ pub fn answer_schema<T: JsonSchema>() -> Value {
     schema
 }
 
+/// The schema of what is written as one type or another, complete in itself.
+pub fn either_schema<A: JsonSchema, B: JsonSchema>() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|s| s.contract = Contract::Serialize);
+    let mut generator = settings.into_generator();
+    let either = [generator.subschema_for::<A>(), generator.subschema_for::<B>()];
+    let definitions = generator.take_definitions(true);
+    let mut schema =
+        json!({ "$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": either, "$defs": definitions });
+    plain_descriptions(&mut schema);
+    schema
+}
+
 fn generator(contract: Contract) -> SchemaGenerator {
     let settings = SchemaSettings::draft2020_12().with(|s| {
         s.contract = contract;

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::api::openapi::{answer_schema, document};
+use crate::api::openapi::{answer_schema, document, either_schema};
 use crate::api::types::{
     ClusterFileNode, DiskInfo, Done, Event, ForcePromoteReply, JobChanged, JobInfo, NodeInfo, OkToStop, PgInfo,
     PlanReply, PoolInfo, ResyncInfo, Status, TokenCreated, VolumeInfo,
@@ -14,71 +14,28 @@ use crate::core::simulate::Report;
 
 use super::{certificate, hash, out, status, watch};
 
-/// What `resync jobs` prints: all jobs, or with `--job` the one.
-#[derive(schemars::JsonSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "it only describes")]
-enum Jobs {
-    /// Without `--job`: newest first.
-    All(Vec<JobInfo>),
-    /// With `--job`.
-    One(JobInfo),
-}
-
-/// What `resync pause` and `resync resume` print: with `--job` what became of the job, else the throttle.
-#[derive(schemars::JsonSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "it only describes")]
-enum Paused {
-    /// Without `--job`.
-    Throttle(Box<ResyncInfo>),
-    /// With `--job`.
-    Job(JobChanged),
-}
-
-/// What `events` prints: all at once, or with `--follow` one a line.
-#[derive(schemars::JsonSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "it only describes")]
-enum Events {
-    /// Without `--follow`: oldest first.
-    All(Vec<Event>),
-    /// With `--follow`: each line.
-    Line(Event),
-}
-
-/// What a command with `--dry-run` prints.
-#[derive(schemars::JsonSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "it only describes")]
-enum Changed<T, D> {
-    /// Done.
-    Done(T),
-    /// With `--dry-run`: what it would mean.
-    DryRun(D),
-}
-
 /// A command, and what describes its output.
 type Output = (&'static str, fn() -> Value);
 
-/// Each command with JSON output, and what it prints.
+/// Each command with JSON output, and what it prints; of changes that have `--dry-run` with another answer, the second is that.
 const OUTPUTS: &[Output] = &[
     ("certificate", answer_schema::<certificate::Issued>),
     ("dev add-node", answer_schema::<ClusterFileNode>),
     ("disk list", answer_schema::<Vec<DiskInfo>>),
     ("disk show", answer_schema::<DiskInfo>),
-    ("events", answer_schema::<Events>),
+    // All at once, or with `--follow` one a line.
+    ("events", either_schema::<Vec<Event>, Event>),
     ("hash", answer_schema::<Vec<hash::Hashed>>),
     ("health", answer_schema::<status::Health>),
     ("meta export", answer_schema::<MapFile>),
     ("metrics", answer_schema::<Vec<crate::api::metrics::Row>>),
-    ("node drain", answer_schema::<Changed<NodeInfo, PlanReply>>),
+    ("node drain", either_schema::<NodeInfo, PlanReply>),
     ("node list", answer_schema::<Vec<NodeInfo>>),
-    ("node maintenance", answer_schema::<Changed<NodeInfo, OkToStop>>),
+    ("node maintenance", either_schema::<NodeInfo, OkToStop>),
     ("node ok-to-stop", answer_schema::<OkToStop>),
-    ("node remove", answer_schema::<Changed<NodeInfo, PlanReply>>),
+    ("node remove", either_schema::<NodeInfo, PlanReply>),
     ("node show", answer_schema::<NodeInfo>),
-    ("node undrain", answer_schema::<Changed<NodeInfo, PlanReply>>),
+    ("node undrain", either_schema::<NodeInfo, PlanReply>),
     ("pg force-promote", answer_schema::<ForcePromoteReply>),
     ("pg list", answer_schema::<Vec<PgInfo>>),
     ("pg show", answer_schema::<PgInfo>),
@@ -86,12 +43,14 @@ const OUTPUTS: &[Output] = &[
     ("pool create", answer_schema::<PoolInfo>),
     ("pool delete", answer_schema::<Done>),
     ("pool list", answer_schema::<Vec<PoolInfo>>),
-    ("pool set", answer_schema::<Changed<PoolInfo, PlanReply>>),
+    ("pool set", either_schema::<PoolInfo, PlanReply>),
     ("pool show", answer_schema::<PoolInfo>),
     ("resync cancel", answer_schema::<JobChanged>),
-    ("resync jobs", answer_schema::<Jobs>),
-    ("resync pause", answer_schema::<Paused>),
-    ("resync resume", answer_schema::<Paused>),
+    // With `--job` the one.
+    ("resync jobs", either_schema::<Vec<JobInfo>, JobInfo>),
+    // The throttle; with `--job` what became of the job.
+    ("resync pause", either_schema::<ResyncInfo, JobChanged>),
+    ("resync resume", either_schema::<ResyncInfo, JobChanged>),
     ("resync set", answer_schema::<ResyncInfo>),
     ("resync status", answer_schema::<ResyncInfo>),
     ("resync watch", answer_schema::<watch::Line<'static>>),
@@ -102,7 +61,7 @@ const OUTPUTS: &[Output] = &[
     ("volume delete", answer_schema::<Done>),
     ("volume hash", answer_schema::<Vec<hash::Hashed>>),
     ("volume list", answer_schema::<Vec<VolumeInfo>>),
-    ("volume resize", answer_schema::<Changed<VolumeInfo, Done>>),
+    ("volume resize", either_schema::<VolumeInfo, Done>),
     ("volume set", answer_schema::<VolumeInfo>),
     ("volume show", answer_schema::<VolumeInfo>),
 ];
