@@ -315,6 +315,38 @@ mod tests {
         }
     }
 
+    /// All that is in one is in the other, but for schemas (they are held to JSON Schema's own) and what is empty.
+    fn assert_within(ours: &Value, theirs: &Value, at: &str) {
+        match ours {
+            Value::Object(fields) => {
+                for (name, field) in fields.iter().filter(|(name, _)| !name.starts_with("schema")) {
+                    assert_within(field, &theirs[name], &format!("{at}/{name}"));
+                }
+            }
+            Value::Array(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    assert_within(item, &theirs[i], &format!("{at}/{i}"));
+                }
+            }
+            Value::Bool(false) => assert_ne!(theirs, &json!(true), "{at}"),
+            _ => assert_eq!(ours, theirs, "{at}"),
+        }
+    }
+
+    /// Another's reading of OpenAPI 3.1: it wants every field that must be there in its type, and what it doesn't know is
+    /// lost on the way back.
+    #[test]
+    fn a_reader_of_openapi_finds_all_of_it() {
+        let document = document();
+        let read: oas3::Spec = serde_json::from_value(document.clone()).unwrap();
+        read.validate_version().unwrap();
+        assert_eq!(read.operations().count(), operations().len());
+        let again = serde_json::to_value(&read).unwrap();
+        for part in ["openapi", "info", "servers", "paths", "components"] {
+            assert_within(&document[part], &again[part], part);
+        }
+    }
+
     #[test]
     fn descriptions_have_no_links() {
         assert_eq!(without_links("As in [`A`], [`b`](super::b) and [x]."), "As in `A`, `b` and [x].");

@@ -126,6 +126,12 @@ impl Browser {
         self.post(&format!("/element/{}/click", self.element(selector)), &json!({}));
     }
 
+    pub fn press_escape(&self) {
+        let key = |kind: &str| json!({ "type": kind, "value": "\u{e00c}" });
+        let keys = [key("keyDown"), key("keyUp")];
+        self.post("/actions", &json!({ "actions": [{ "type": "key", "id": "keys", "actions": keys }] }));
+    }
+
     /// Types over what is there.
     pub fn type_into(&self, selector: &str, text: &str) {
         let element = self.element(selector);

@@ -123,6 +123,11 @@ pub fn an_operator_watches_a_rebalance_and_a_loss() {
     browser.wait_text("#resync", "limited by");
     browser.wait_text("#topology", "n4");
     pictures(&browser, "rebalance");
+    browser.click("[data-act=job-pause]");
+    browser.wait_text("#said", "paused");
+    browser.wait_text("#resync .job", "paused");
+    browser.click("[data-act=job-resume]");
+    browser.wait_text("#said", "running");
     browser.click("[data-act=pause]");
     browser.wait_text("#said", "Resync is paused");
     browser.wait_text("#health", "Resync is paused");
@@ -140,6 +145,70 @@ pub fn an_operator_watches_a_rebalance_and_a_loss() {
     check_quiet(&browser, &own);
 
     nodes_live_on(&browser, &dev, &own);
+    load.stop_and_verify(&gateway.socket, "v");
+    drop((browser, gateway));
+    dev.finish();
+}
+
+pub fn an_operator_drains_a_node() {
+    let (dev, gateway) = filled();
+    dev.cli(&["resync", "set", "--cap", "6MiB/s"]);
+    dev.add_node();
+    dev.wait_clean();
+    let load = gateway.load(8 * MIB / 4096);
+    let own = url(&dev);
+    let browser = Browser::start();
+    browser.requests();
+    browser.open(&own);
+    browser.wait_text("#link", "live");
+    let act = |act: &str, said: &str| {
+        browser.click(&format!("[data-act={act}]"));
+        browser.wait_text("#said", said)
+    };
+
+    // Without a name, or with a wrong one, there is nothing to ask.
+    act("drain", "Refused: name the node first.");
+    browser.type_into("#node", "n44");
+    act("drain", "Refused: there is no node n44");
+    browser.complaints();
+
+    // The question says what it costs; whoever leaves it, by a button or a key, changes nothing.
+    browser.type_into("#node", "n4");
+    for leave in ["#ask button[value=no]", "Escape"] {
+        browser.click("[data-act=drain]");
+        let asked = browser.wait_text("#ask-text", "Drain n4? About ");
+        assert!(asked.contains(" copies, 0.") && asked.contains(" GiB, move to other nodes"), "{asked}");
+        if leave == "Escape" {
+            browser.picture("desk-drain");
+            browser.press_escape();
+        } else {
+            browser.click(leave);
+        }
+        browser.wait_text("#said", "Nothing was changed.");
+        assert_eq!(dev.node_state("n4"), "up");
+    }
+
+    // A viewer may ask what it costs, but not do it.
+    browser.type_into("#token", &token(&dev, "viewer.token"));
+    browser.click("[data-act=drain]");
+    browser.wait_text("#ask-text", "Drain n4?");
+    browser.click("#ask button[value=yes]");
+    browser.wait_text("#said", "a viewer may only read");
+    assert_eq!(dev.node_state("n4"), "up");
+    browser.complaints();
+
+    // An operator does it, and takes it back.
+    browser.type_into("#token", &token(&dev, "api.token"));
+    browser.click("[data-act=drain]");
+    browser.wait_text("#ask-text", "Drain n4?");
+    browser.click("#ask button[value=yes]");
+    browser.wait_text("#said", "Node n4 is draining.");
+    browser.wait_text("[data-node=n4]", "draining");
+    wait_for("the drain's bar moves", || job_percent(&browser).filter(|now| *now >= 5));
+    act("undrain", "Node n4 is active.");
+    dev.wait_clean();
+    browser.wait_text("#redundancy", "whole");
+    check_quiet(&browser, &own);
     load.stop_and_verify(&gateway.socket, "v");
     drop((browser, gateway));
     dev.finish();

@@ -151,6 +151,7 @@ const TESTS: &[Test] = tests! {
     ALWAYS dashboards::every_panel_shows_something;
     ALWAYS top::an_operator_watches_on_a_narrow_terminal;
     ALWAYS console::an_operator_watches_a_rebalance_and_a_loss;
+    ALWAYS console::an_operator_drains_a_node;
     ALWAYS readers::beyond_loopback_only_known_readers_read;
     ALWAYS deploy::units_are_sound;
     ALWAYS deploy::daemons_live_within_their_units;
