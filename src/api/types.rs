@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 pub use super::copies::{JobChanged, JobInfo, SessionInfo, StallInfo};
 use super::problems::Problem;
 pub use super::resync::{ClassProgress, DeadlineInfo, Knob, NodeLimits, OwnTarget, ResyncInfo, ResyncSet, WindowInfo};
-pub use super::volumes::{ChunkCounts, GuestStatus, VolumeCreate, VolumeInfo, VolumePg, VolumeRedundancy, VolumeSet};
+pub use super::volumes::{
+    ChunkCounts, GuestStatus, VolumeCreate, VolumeInfo, VolumePg, VolumeQosSet, VolumeRedundancy, VolumeSet,
+};
 use crate::core::cluster::{FailureDomain, Replica};
 use crate::core::ids::{DiskId, Generation, NodeId, PoolId};
 pub use crate::core::placement::NamedMissing;

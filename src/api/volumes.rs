@@ -28,9 +28,18 @@ pub struct VolumeInfo {
     /// Operations per second that its guest may do; `null`: no limit.
     #[serde(default)]
     pub iops_limit: Option<u64>,
+    /// Operations that its guest may save up and do at once; `null`: one second's worth.
+    #[serde(default)]
+    pub iops_burst: Option<u64>,
     /// Bytes per second that its guest may read or write; `null`: no limit.
     #[serde(default)]
     pub bandwidth_limit_bytes_per_sec: Option<u64>,
+    /// Bytes that its guest may save up and move at once; `null`: one second's worth.
+    #[serde(default)]
+    pub bandwidth_burst_bytes: Option<u64>,
+    /// Its weight against other volumes on a disk that several want at once; 100 is usual.
+    #[serde(default)]
+    pub share: u32,
     /// `ok`, `degraded`, `unavailable`, `deleting`.
     pub state: String,
     /// Layout.
@@ -140,12 +149,29 @@ pub struct VolumeCreate {
     /// Resync priority; default 0.
     #[serde(default)]
     pub priority: Option<i32>,
-    /// Operations per second that its guest may do; default: no limit.
+    /// What its guest may do; default: no limits, the usual share.
+    #[serde(flatten)]
+    pub qos: VolumeQosSet,
+}
+
+/// Changes what a volume's guest may do, and its share; what is absent stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeQosSet {
+    /// Operations per second that its guest may do; `none`: no limit, and no burst.
     #[serde(default)]
     pub iops_limit: Option<Knob>,
-    /// Bytes per second that its guest may read or write, as a number with a unit; default: no limit.
+    /// Operations that it may save up below its limit and do at once; `none`: one second's worth.
+    #[serde(default)]
+    pub iops_burst: Option<Knob>,
+    /// Bytes per second that its guest may read or write, as a number with a unit; `none`: no limit, and no burst.
     #[serde(default)]
     pub bandwidth_limit: Option<String>,
+    /// Bytes that it may save up below its limit and move at once, as a number with a unit; `none`: one second's worth.
+    #[serde(default)]
+    pub bandwidth_burst: Option<String>,
+    /// Its weight against other volumes on a disk that several want at once, 1 to 1000.
+    #[serde(default)]
+    pub share: Option<u32>,
 }
 
 /// Changes a volume; what is absent stays.
@@ -158,12 +184,9 @@ pub struct VolumeSet {
     pub allow_shrink: bool,
     /// Priority.
     pub priority: Option<i32>,
-    /// Operations per second that its guest may do; `none`: no limit.
-    #[serde(default)]
-    pub iops_limit: Option<Knob>,
-    /// Bytes per second that its guest may read or write, as a number with a unit; `none`: no limit.
-    #[serde(default)]
-    pub bandwidth_limit: Option<String>,
+    /// What its guest may do.
+    #[serde(flatten)]
+    pub qos: VolumeQosSet,
     /// Only look whether it would be accepted: the answer is as before.
     #[serde(default)]
     pub dry_run: bool,

@@ -1,13 +1,14 @@
 //! `pool` and `volume`.
 
 use crate::api::types::{
-    Done, Knob, PlanRequest, PoolCreate, PoolInfo, PoolSet, VolumeCreate, VolumeInfo, VolumeRedundancy, VolumeSet,
+    Done, Knob, PlanRequest, PoolCreate, PoolInfo, PoolSet, VolumeCreate, VolumeInfo, VolumeQosSet, VolumeRedundancy,
+    VolumeSet,
 };
 use crate::core::cluster::FailureDomain;
 use crate::core::ids::DiskId;
 use crate::core::units::{CHUNK_BYTES, HumanBytes, SECTOR_BYTES};
 
-use super::args::{PoolCommand, PoolCreateArgs, PoolSetArgs, VolumeCommand};
+use super::args::{PoolCommand, PoolCreateArgs, PoolSetArgs, VolumeCommand, VolumeQosArgs};
 use super::client::{Client, RequestApi, segment};
 use super::hash::Hashed;
 use super::out::{self, Table};
@@ -150,16 +151,9 @@ fn pools_table(pools: &[PoolInfo]) -> String {
 pub fn volume(session: &Session, command: VolumeCommand) -> anyhow::Result<()> {
     let client = session.client()?;
     match command {
-        VolumeCommand::Create { name, size, pool, priority, limits, if_not_exists } => {
+        VolumeCommand::Create { name, size, pool, priority, qos, if_not_exists } => {
             check_size(size)?;
-            let request = VolumeCreate {
-                name: name.clone(),
-                size_bytes: size,
-                pool,
-                priority,
-                iops_limit: limits.iops_limit.map(Knob::Text),
-                bandwidth_limit: limits.bandwidth_limit,
-            };
+            let request = VolumeCreate { name: name.clone(), size_bytes: size, pool, priority, qos: qos_change(qos) };
             let (text, word) = match client.post_text("/v1/volumes", &request) {
                 Ok(text) => (text, "made"),
                 Err(e) if e.is_conflict() && if_not_exists => {
@@ -195,12 +189,7 @@ pub fn volume(session: &Session, command: VolumeCommand) -> anyhow::Result<()> {
         VolumeCommand::Resize { name, size, dry_run: true, .. } => resize_dry_run(session, &client, &name, size),
         VolumeCommand::Resize { name, size, yes, .. } => resize(session, &client, &name, size, yes),
         VolumeCommand::Set(args) => {
-            let change = VolumeSet {
-                priority: args.change.priority,
-                iops_limit: args.change.iops_limit.map(Knob::Text),
-                bandwidth_limit: args.change.bandwidth_limit,
-                ..VolumeSet::default()
-            };
+            let change = VolumeSet { priority: args.priority, qos: qos_change(args.qos), ..VolumeSet::default() };
             let text = client.patch_text(&volume_path(&args.name), &change)?;
             session.show(&client, &text, |v: VolumeInfo| {
                 format!("volume {} has priority {}, {}", v.name, v.priority, limits(&v))
@@ -270,11 +259,26 @@ fn delete(session: &Session, client: &Client, path: &str, if_exists: bool, absen
     }
 }
 
+fn qos_change(args: VolumeQosArgs) -> VolumeQosSet {
+    VolumeQosSet {
+        iops_limit: args.iops_limit.map(Knob::Text),
+        iops_burst: args.iops_burst.map(Knob::Text),
+        bandwidth_limit: args.bandwidth_limit,
+        bandwidth_burst: args.bandwidth_burst,
+        share: args.share,
+    }
+}
+
 fn limits(v: &VolumeInfo) -> String {
-    let iops = v.iops_limit.map_or("no IOPS limit".to_owned(), |n| format!("{} IOPS at most", out::thousands(n)));
-    let rate = v.bandwidth_limit_bytes_per_sec;
-    let rate = rate.map_or("no bandwidth limit".to_owned(), |rate| format!("{}/s at most", HumanBytes(rate)));
-    format!("{iops}, {rate}")
+    let burst = |burst: Option<String>| burst.map_or(String::new(), |burst| format!(" (in bursts of {burst})"));
+    let iops = v.iops_limit.map_or("no IOPS limit".to_owned(), |n| {
+        format!("{} IOPS at most{}", out::thousands(n), burst(v.iops_burst.map(out::thousands)))
+    });
+    let rate = v.bandwidth_limit_bytes_per_sec.map_or("no bandwidth limit".to_owned(), |rate| {
+        let burst = burst(v.bandwidth_burst_bytes.map(|n| HumanBytes(n).to_string()));
+        format!("{}/s at most{burst}", HumanBytes(rate))
+    });
+    format!("{iops}, {rate}, share {}", v.share)
 }
 
 /// Checked here too, so that the sentence can name the nearest size that works.

@@ -14,7 +14,7 @@ use crate::core::cluster::command::{
     Command, Context, ForcePromote, Liveness, Outcome, PoolChange, PoolSpec, Refusal, RefusalKind,
 };
 use crate::core::cluster::state::state_word;
-use crate::core::cluster::{NodeAdminState, PgConfig, Replica, VolumeLimits};
+use crate::core::cluster::{NodeAdminState, PgConfig, Replica, VolumeQos};
 use crate::core::ids::{PgId, PoolId};
 use crate::core::manager::decide::{PgState, state_of};
 use crate::core::manager::{force, plan};
@@ -105,24 +105,19 @@ impl Owner {
             AdminCall::VolumeCreate(request) => {
                 let pool = request.pool.unwrap_or_else(|| "default".to_owned());
                 let (name, size_bytes, priority) = (request.name, request.size_bytes, request.priority);
-                let limits = resync::volume_limits(
-                    VolumeLimits::default(),
-                    request.iops_limit.as_ref(),
-                    request.bandwidth_limit.as_deref(),
-                )?;
+                let qos = resync::volume_qos(VolumeQos::default(), &request.qos)?;
                 self.apply(OPERATOR, Command::CreateVolume { name: name.clone(), pool, size_bytes })?;
                 if let Some(priority) = priority {
                     self.apply(OPERATOR, Command::SetVolume { volume: name.clone(), priority })?;
                 }
-                if limits != VolumeLimits::default() {
-                    self.apply(OPERATOR, Command::SetVolumeLimits { volume: name.clone(), limits })?;
+                if qos != VolumeQos::default() {
+                    self.apply(OPERATOR, Command::SetVolumeQos { volume: name.clone(), qos })?;
                 }
                 self.volume(&name)
             }
             AdminCall::VolumeSet(name, request) => {
-                let old = map.volumes.values().find(|v| v.name == name).map(|v| v.limits).unwrap_or_default();
-                let limits =
-                    resync::volume_limits(old, request.iops_limit.as_ref(), request.bandwidth_limit.as_deref())?;
+                let old = map.volumes.values().find(|v| v.name == name).map(|v| v.qos).unwrap_or_default();
+                let qos = resync::volume_qos(old, &request.qos)?;
                 if let (true, Some(size_bytes)) = (request.dry_run, request.size_bytes) {
                     self.probe(Command::ResizeVolume { volume: name.clone(), size_bytes })?;
                 }
@@ -135,8 +130,8 @@ impl Owner {
                 if let Some(priority) = request.priority {
                     self.apply(OPERATOR, Command::SetVolume { volume: name.clone(), priority })?;
                 }
-                if limits != old {
-                    self.apply(OPERATOR, Command::SetVolumeLimits { volume: name.clone(), limits })?;
+                if qos != old {
+                    self.apply(OPERATOR, Command::SetVolumeQos { volume: name.clone(), qos })?;
                 }
                 self.volume(&name)
             }

@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 
 use crate::api::calls::CallFailed;
-use crate::api::types::{Knob, ResyncSet};
+use crate::api::types::{Knob, ResyncSet, VolumeQosSet};
 use crate::core::cluster::command::Refusal;
 use crate::core::cluster::{
-    ClusterMap, DeadlineWins, Limits, NodeAdminState, Profile, ResyncClass, ResyncConfig, Target, VolumeLimits,
+    ClusterMap, DeadlineWins, Limits, NodeAdminState, Profile, ResyncClass, ResyncConfig, Target, VolumeQos,
 };
 use crate::core::throttle::schedule::{self, ScheduleError};
 use crate::core::throttle::settings::{BadSetting, RATE_MIN};
-use crate::core::units::{HumanBytes, parse_bytes_per_sec};
+use crate::core::units::{HumanBytes, ParseUnit, parse_bytes, parse_bytes_per_sec};
 
 fn wrong(text: impl Into<String>) -> CallFailed {
     CallFailed::new(400, text.into())
@@ -365,33 +365,47 @@ fn target(target: &mut Target, request: &ResyncSet, said: &mut Vec<String>) -> R
     Ok(())
 }
 
-/// A volume's limits after a request; what is absent stays.
+/// What a volume's guest may do after a request; what is absent stays. A burst goes with its limit.
 ///
 /// # Errors
 /// A value that can't be read, or is out of range.
-pub(super) fn volume_limits(
-    old: VolumeLimits,
-    iops: Option<&Knob>,
-    bandwidth: Option<&str>,
-) -> Result<VolumeLimits, CallFailed> {
-    let mut limits = old;
-    let bad = |given: &dyn std::fmt::Display| {
-        wrong(format!("the IOPS limit can't be {given}: give a whole number of operations per second, or none"))
+pub(super) fn volume_qos(old: VolumeQos, request: &VolumeQosSet) -> Result<VolumeQos, CallFailed> {
+    let operations = |name: &str, given: &Option<Knob>, old: Option<u64>| {
+        let bad = |given: &dyn std::fmt::Display| {
+            wrong(format!("the {name} can't be {given}: give a whole number of operations, or none"))
+        };
+        match given {
+            None => Ok(old),
+            Some(Knob::Text(text)) if is_none(text) => Ok(None),
+            Some(Knob::Text(text)) => text.trim().parse().map(Some).map_err(|_| bad(text)),
+            Some(Knob::Number(n)) if n.fract() == 0.0 && (0.0..1e15).contains(n) => Ok(Some(*n as u64)),
+            Some(Knob::Number(n)) => Err(bad(n)),
+        }
     };
-    limits.iops = match iops {
-        None => old.iops,
-        Some(Knob::Text(text)) if is_none(text) => None,
-        Some(Knob::Text(text)) => Some(text.trim().parse().map_err(|_| bad(text))?),
-        Some(Knob::Number(n)) if n.fract() == 0.0 && (0.0..1e15).contains(n) => Some(*n as u64),
-        Some(Knob::Number(n)) => return Err(bad(n)),
+    let bytes =
+        |name: &str, given: &Option<String>, old: Option<u64>, read: fn(&str) -> Result<u64, ParseUnit>| match given
+            .as_deref()
+        {
+            None => Ok(old),
+            Some(text) if is_none(text) => Ok(None),
+            Some(text) => read(text).map(Some).map_err(|e| wrong(format!("{name}: {e}"))),
+        };
+    let iops = operations("IOPS limit", &request.iops_limit, old.iops)?;
+    let bytes_per_sec = bytes("bandwidth limit", &request.bandwidth_limit, old.bytes_per_sec, parse_bytes_per_sec)?;
+    let qos = VolumeQos {
+        iops,
+        iops_burst: operations("IOPS burst", &request.iops_burst, old.iops_burst.filter(|_| iops.is_some()))?,
+        bytes_per_sec,
+        bytes_burst: bytes(
+            "bandwidth burst",
+            &request.bandwidth_burst,
+            old.bytes_burst.filter(|_| bytes_per_sec.is_some()),
+            parse_bytes,
+        )?,
+        share: request.share.unwrap_or(old.share),
     };
-    limits.bytes_per_sec = match bandwidth {
-        None => old.bytes_per_sec,
-        Some(text) if is_none(text) => None,
-        Some(text) => Some(parse_bytes_per_sec(text).map_err(|e| wrong(format!("bandwidth limit: {e}")))?),
-    };
-    limits.check()?;
-    Ok(limits)
+    qos.check()?;
+    Ok(qos)
 }
 
 #[cfg(test)]

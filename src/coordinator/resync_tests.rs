@@ -44,7 +44,7 @@ fn map() -> ClusterMap {
         durability: 0,
         priority: 0,
         deleting: false,
-        limits: Default::default(),
+        qos: Default::default(),
     };
     map.volumes.insert(volume.id, volume);
     map
@@ -194,14 +194,36 @@ fn mistakes_are_named_and_change_nothing() {
 
 #[test]
 fn a_volumes_limits_are_read_and_mistakes_named() {
-    let old = VolumeLimits { iops: Some(100), bytes_per_sec: None };
-    let of = |iops: Option<Knob>, bandwidth: Option<&str>| {
-        volume_limits(old, iops.as_ref(), bandwidth).map_err(|e| e.message)
+    let old = VolumeQos { iops: Some(100), iops_burst: Some(300), ..VolumeQos::default() };
+    let set = |request: VolumeQosSet| volume_qos(old, &request).map_err(|e| e.message);
+    let of = |iops_limit: Option<Knob>, bandwidth: Option<&str>| {
+        set(VolumeQosSet { iops_limit, bandwidth_limit: bandwidth.map(str::to_owned), ..VolumeQosSet::default() })
     };
     let text = |text: &str| Some(Knob::Text(text.to_owned()));
     assert_eq!(of(None, None), Ok(old));
-    assert_eq!(of(text("none"), Some("1MiB/s")), Ok(VolumeLimits { iops: None, bytes_per_sec: Some(MIB) }));
-    assert_eq!(of(Some(Knob::Number(5.0)), Some("none")), Ok(VolumeLimits { iops: Some(5), bytes_per_sec: None }));
+    // A burst goes with its limit.
+    let rate = VolumeQos { bytes_per_sec: Some(MIB), ..VolumeQos::default() };
+    assert_eq!(of(text("none"), Some("1MiB/s")), Ok(rate));
+    assert_eq!(of(Some(Knob::Number(50.0)), Some("none")), Ok(VolumeQos { iops: Some(50), ..old }));
+    let bursts = VolumeQosSet {
+        iops_burst: text("none"),
+        bandwidth_limit: Some("1MiB/s".to_owned()),
+        bandwidth_burst: Some("30MiB".to_owned()),
+        share: Some(7),
+        ..VolumeQosSet::default()
+    };
+    assert_eq!(set(bursts), Ok(VolumeQos { iops: Some(100), bytes_burst: Some(30 * MIB), share: 7, ..rate }));
+    for (iops_burst, bandwidth_burst, share, part) in [
+        (text("5"), None, None, "IOPS burst can't be 5: give at least a tenth"),
+        (text("lots"), None, None, "IOPS burst can't be lots"),
+        (None, Some("5MiB"), None, "needs a bandwidth limit"),
+        (None, Some("5 parsecs"), None, "bandwidth burst: \"5 parsecs\" is not a size"),
+        (None, None, Some(0), "share can't be 0"),
+    ] {
+        let bandwidth_burst = bandwidth_burst.map(str::to_owned);
+        let error = set(VolumeQosSet { iops_burst, bandwidth_burst, share, ..VolumeQosSet::default() }).unwrap_err();
+        assert!(error.contains(part), "{error}, not {part}");
+    }
     for (iops, bandwidth, part) in [
         (text("many"), None, "can't be many"),
         (text("-1"), None, "can't be -1"),

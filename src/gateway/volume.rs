@@ -39,7 +39,7 @@ impl Volume {
     /// The limits that the router's map has for the volume hold from now on.
     pub fn follow_limits(&self) {
         if let Some(volume) = self.router.map().volumes.get(&self.id) {
-            self.qos.set(volume.limits);
+            self.qos.set(volume.qos);
         }
     }
 

@@ -153,6 +153,15 @@ pub struct Volume {
     /// Bytes per second that its guest may read or write.
     #[prost(uint64, optional, tag = "12")]
     pub bytes_per_sec_limit: Option<u64>,
+    /// Operations that it may save up.
+    #[prost(uint64, optional, tag = "13")]
+    pub iops_burst: Option<u64>,
+    /// Bytes that it may save up.
+    #[prost(uint64, optional, tag = "14")]
+    pub bytes_burst: Option<u64>,
+    /// Weight against other volumes; absent: the usual one.
+    #[prost(uint32, optional, tag = "15")]
+    pub share: Option<u32>,
 }
 
 /// See [`core::Replica`].
@@ -351,8 +360,12 @@ impl From<&core::Volume> for Volume {
             durability: v.durability,
             priority: v.priority,
             deleting: v.deleting,
-            iops_limit: v.limits.iops,
-            bytes_per_sec_limit: v.limits.bytes_per_sec,
+            iops_limit: v.qos.iops,
+            bytes_per_sec_limit: v.qos.bytes_per_sec,
+            iops_burst: v.qos.iops_burst,
+            bytes_burst: v.qos.bytes_burst,
+            // The usual one stays unsaid, as in records of before there were shares.
+            share: Some(v.qos.share).filter(|share| *share != core::VolumeQos::default().share),
         }
     }
 }
@@ -376,7 +389,13 @@ impl TryFrom<Volume> for core::Volume {
             durability: v.durability,
             priority: v.priority,
             deleting: v.deleting,
-            limits: core::VolumeLimits { iops: v.iops_limit, bytes_per_sec: v.bytes_per_sec_limit },
+            qos: core::VolumeQos {
+                iops: v.iops_limit,
+                iops_burst: v.iops_burst,
+                bytes_per_sec: v.bytes_per_sec_limit,
+                bytes_burst: v.bytes_burst,
+                share: v.share.unwrap_or(core::VolumeQos::default().share).clamp(1, core::SHARE_MAX),
+            },
         })
     }
 }

@@ -118,8 +118,8 @@ pub fn every_answer_is_as_the_document_says() {
     };
     ok("post", "/v1/pools", "", Some(json!({"name": "p", "replicas": 2, "pg_count": 8, "failure_domain": "node"})));
     ok("patch", "/v1/pools/{name}", "p", Some(json!({"min_replicas": 1, "durability": "write"})));
-    let volume =
-        json!({"name": "v", "size_bytes": 8 << 20, "pool": "p", "iops_limit": 500, "bandwidth_limit": "50MiB/s"});
+    let volume = json!({"name": "v", "size_bytes": 8 << 20, "pool": "p", "iops_limit": 500, "iops_burst": 2000,
+            "bandwidth_limit": "50MiB/s", "bandwidth_burst": "1GiB", "share": 300});
     ok("post", "/v1/volumes", "", Some(volume));
     ok("patch", "/v1/volumes/{name}", "v", Some(json!({"size_bytes": 16 << 20, "priority": -3, "iops_limit": "none"})));
     for change in [

@@ -2,11 +2,11 @@
 //! a mistake changes nothing.
 
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::dev::{Dev, sum_of};
+use crate::dev::{Daemon, Dev, sum_of};
 use crate::resync::{filled, wait_for_middle};
 use crate::tools::{MIB, hold, pattern, run_ok, wait_for};
 
@@ -233,7 +233,7 @@ pub fn a_volumes_limits_hold_live_in_its_gateway() {
     assert!(refused.stderr.contains("no volume \"v\""), "nothing was made: {}", refused.text());
     dev.cli(&["volume", "create", "v", "--size", "64MiB", "--iops-limit", "80"]);
     let shown = dev.cli(&["volume", "show", "v"]);
-    assert!(shown.contains("limits    80 IOPS at most, no bandwidth limit"), "{shown}");
+    assert!(shown.contains("limits    80 IOPS at most, no bandwidth limit, share 100"), "{shown}");
     let gateway = dev.gateway("v");
     let mut client = gateway.client();
     let block = pattern(4 << 10, 3);
@@ -251,7 +251,7 @@ pub fn a_volumes_limits_hold_live_in_its_gateway() {
     let refused = dev.try_cli(&["volume", "set", "v", "--iops-limit", "many"]);
     assert!(refused.stderr.contains("whole number"), "{}", refused.text());
     let said = dev.cli(&["volume", "set", "v", "--iops-limit", "none", "--bandwidth-limit", "4MiB/s"]);
-    assert!(said.contains("no IOPS limit, 4 MiB/s at most"), "{said}");
+    assert!(said.contains("no IOPS limit, 4 MiB/s at most, share 100"), "{said}");
     wait_for("more writes than the old limit allows", || {
         let seconds = write(120);
         (120.0 > 80.0 * seconds + 80.0).then_some(())
@@ -267,7 +267,30 @@ pub fn a_volumes_limits_hold_live_in_its_gateway() {
     dev.kill_node("coordinator");
     dev.start_node("coordinator");
     assert_eq!(dev.json(&["volume", "show", "v"])["bandwidth_limit_bytes_per_sec"], 4 * MIB);
+
+    // What a guest saves up it may do at once; a burst goes with its limit.
+    for (wrong, part) in [
+        (&["--iops-burst", "500"][..], "needs an IOPS limit"),
+        (&["--bandwidth-burst", "1KiB"], "a tenth of a second's worth"),
+        (&["--share", "0"], "0 is not in 1..=1000"),
+        (&[], "--iops-burst <N>"),
+    ] {
+        let refused = dev.try_cli(&[&["volume", "set", "v"], wrong].concat());
+        assert!(refused.stderr.contains(part), "{}", refused.text());
+    }
+    let said = dev.cli(&["volume", "set", "v", "--bandwidth-burst", "32MiB", "--share", "250"]);
+    assert!(said.contains("4 MiB/s at most (in bursts of 32 MiB), share 250"), "{said}");
+    wait_for("what was saved up goes at once", || {
+        hold(3);
+        let begin = Instant::now();
+        run_ok(Command::new("nbdcopy").arg(&file).arg(gateway.uri()));
+        (12.0 > 4.0 * begin.elapsed().as_secs_f64() + 4.0).then_some(())
+    });
+    let events = dev.cli(&["events"]);
+    assert!(events.contains("bandwidth limit 4 MiB/s in bursts of 32 MiB, share 250"), "{events}");
     dev.cli(&["volume", "set", "v", "--bandwidth-limit", "none"]);
+    let now = dev.json(&["volume", "show", "v"]);
+    assert_eq!((&now["bandwidth_burst_bytes"], &now["share"]), (&Value::Null, &json!(250)));
     wait_for("faster than the old limit allows", || {
         let begin = Instant::now();
         run_ok(Command::new("nbdcopy").arg(&file).arg(gateway.uri()));
@@ -275,5 +298,39 @@ pub fn a_volumes_limits_hold_live_in_its_gateway() {
     });
     drop(client);
     drop(gateway);
+    dev.finish();
+}
+
+/// A guest with many requests under way and one with few: the share decides, not the number.
+pub fn shares_hold_between_volumes() {
+    let mut dev = Dev::start();
+    let gateways = ["many", "few"].map(|volume| {
+        dev.create_volume(volume, "128MiB");
+        dev.gateway(volume)
+    });
+    dev.cli(&["volume", "set", "few", "--share", "900"]);
+    // Both from beginning to end at once: a run's writes are counted within the other's.
+    let files = ["many", "few"].map(|volume| dev.path(&format!("{volume}.json")));
+    let guests: Vec<Daemon> = [(&gateways[0], 64, &files[0]), (&gateways[1], 16, &files[1])]
+        .map(|(gateway, depth, file)| {
+            let mut fio = Command::new("fio");
+            fio.args(["--name=guest", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--size=128MiB", "--time_based"])
+                .args(["--runtime=8", "--ramp_time=2", "--output-format=json"])
+                .args([format!("--uri={}", gateway.uri()), format!("--iodepth={depth}")])
+                .arg(format!("--output={}", file.display()));
+            Daemon::spawn(&mut fio, &file.with_extension("out"))
+        })
+        .into();
+    for mut guest in guests {
+        assert!(guest.wait().success(), "{}", guest.log_text());
+    }
+    let writes = files.map(|file| {
+        let text = std::fs::read_to_string(&file).expect("fio's result");
+        let result: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        result["jobs"][0]["write"]["total_ios"].as_u64().expect("a number")
+    });
+    assert!(writes[1] > writes[0], "64 at a time with a share of 100, 16 with 900: {writes:?} writes");
+    assert!(writes[0] > 0, "none starves: {writes:?}");
+    drop(gateways);
     dev.finish();
 }

@@ -110,6 +110,7 @@ const TESTS: &[Test] = tests! {
     ALWAYS knobs::a_paused_pool_or_node_takes_no_copies;
     ALWAYS knobs::a_deadline_raises_the_floor_as_far_as_the_cap_allows;
     ALWAYS knobs::a_volumes_limits_hold_live_in_its_gateway;
+    ALWAYS knobs::shares_hold_between_volumes;
     ALWAYS jobs::a_job_is_paused_cancelled_and_asked_for_again;
     ALWAYS jobs::a_repair_is_not_cancelled;
     ALWAYS jobs::a_volumes_redundancy_is_shown;

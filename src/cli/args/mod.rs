@@ -24,7 +24,7 @@ pub use daemons::{
 pub use planning::{MetaCommand, PlanArgs, SimulateArgs};
 pub use pools::{PoolCommand, PoolCreateArgs, PoolSetArgs};
 pub use resync::{PauseArgs, ResyncCommand, ResyncSetArgs};
-pub use volumes::VolumeCommand;
+pub use volumes::{VolumeCommand, VolumeQosArgs};
 
 use daemons::{DEMO_EXAMPLES, DEV_EXAMPLES, GATEWAY_EXAMPLES};
 use planning::{PLAN_EXAMPLES, SIMULATE_EXAMPLES};

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use crate::core::units::parse_bytes_per_sec;
+use crate::core::units::{parse_bytes, parse_bytes_per_sec};
 
 /// `resync …`.
 #[derive(Debug, Subcommand)]
@@ -175,4 +175,11 @@ fn parse_rate(text: &str) -> Result<String, String> {
 
 pub(super) fn parse_rate_or_word(text: &str) -> Result<String, String> {
     if is_word(text) { Ok(text.to_owned()) } else { parse_rate(text) }
+}
+
+pub(super) fn parse_size_or_word(text: &str) -> Result<String, String> {
+    if is_word(text) {
+        return Ok(text.to_owned());
+    }
+    parse_bytes(text).map(|size| size.to_string()).map_err(|e| e.to_string())
 }

@@ -1,8 +1,9 @@
 //! `volume`.
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
-use super::resync::parse_rate_or_word;
+use super::resync::{parse_rate_or_word, parse_size_or_word};
+use crate::core::cluster::SHARE_MAX;
 use crate::core::units::parse_bytes;
 
 /// `volume …`.
@@ -25,7 +26,7 @@ pub enum VolumeCommand {
         #[arg(long, allow_negative_numbers = true)]
         priority: Option<i32>,
         #[command(flatten)]
-        limits: VolumeLimitArgs,
+        qos: VolumeQosArgs,
         /// Success when it is there already with that size
         #[arg(long)]
         if_not_exists: bool,
@@ -56,7 +57,7 @@ pub enum VolumeCommand {
     },
     /// Change a volume's settings; its gateway follows within a second
     #[command(
-        after_help = "Examples:\n  evenkeel volume set vm1 --priority 10\n  evenkeel volume set vm1 --iops-limit 2000 --bandwidth-limit 50MiB/s\n  evenkeel volume set vm1 --iops-limit none"
+        after_help = "Examples:\n  evenkeel volume set vm1 --priority 10\n  evenkeel volume set vm1 --iops-limit 2000 --bandwidth-limit 50MiB/s\n  evenkeel volume set vm1 --iops-limit 500 --iops-burst 30000\n  evenkeel volume set vm1 --iops-limit none\n  evenkeel volume set db --share 400"
     )]
     Set(VolumeSetArgs),
     /// Delete a volume and its data
@@ -83,39 +84,37 @@ pub enum VolumeCommand {
     },
 }
 
-/// Limits of what a guest may do.
+/// What a guest may do, and its share.
 #[derive(Clone, Debug, Default, Args)]
-pub struct VolumeLimitArgs {
-    /// Reads, writes and discards per second that its guest may do; flushes aren't counted, and after a pause a second's
-    /// worth may go at once; `none`: no limit
+pub struct VolumeQosArgs {
+    /// Reads, writes and discards per second that its guest may do; flushes aren't counted; `none`: no limit
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub iops_limit: Option<String>,
-    /// Bytes per second that its guest may read or write, as 50MiB/s, with the same burst; `none`: no limit
+    /// Operations that its guest saves up while it stays below its limit, and may do at once; `none`: one second's worth
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub iops_burst: Option<String>,
+    /// Bytes per second that its guest may read or write, as 50MiB/s; `none`: no limit
     #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = parse_rate_or_word)]
     pub bandwidth_limit: Option<String>,
+    /// Bytes that its guest saves up, and may move at once, as 2GiB; `none`: one second's worth
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_size_or_word)]
+    pub bandwidth_burst: Option<String>,
+    /// Its weight against other volumes, 1 to 1000, where several want a disk at once: of two with 100 and 300 the second may
+    /// do three of four operations; what one doesn't use, the others may [default: 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(SHARE_MAX)))]
+    pub share: Option<u32>,
 }
 
-/// `volume set`.
+/// `volume set`: at least one thing.
 #[derive(Clone, Debug, Args)]
+#[command(group(ArgGroup::new("change").required(true).multiple(true)
+    .args(["priority", "iops_limit", "iops_burst", "bandwidth_limit", "bandwidth_burst", "share"])))]
 pub struct VolumeSetArgs {
     /// As `volume list` has it
     pub name: String,
-    #[command(flatten)]
-    pub change: VolumeChange,
-}
-
-/// What `volume set` changes: at least one thing.
-#[derive(Clone, Debug, Args)]
-#[group(required = true, multiple = true)]
-pub struct VolumeChange {
     /// Higher is resynced first; 0 is usual
     #[arg(long, allow_negative_numbers = true)]
     pub priority: Option<i32>,
-    /// Reads, writes and discards per second that its guest may do; flushes aren't counted, and after a pause a second's
-    /// worth may go at once; `none`: no limit
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub iops_limit: Option<String>,
-    /// Bytes per second that its guest may read or write, as 50MiB/s, with the same burst; `none`: no limit
-    #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = parse_rate_or_word)]
-    pub bandwidth_limit: Option<String>,
+    #[command(flatten)]
+    pub qos: VolumeQosArgs,
 }

@@ -25,7 +25,7 @@ use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::api::types::{PlanReply, PlanRequest, Status, VolumeCreate};
+use crate::api::types::{PlanReply, PlanRequest, Status, VolumeCreate, VolumeQosSet};
 use crate::core::hashtree::Hash;
 use crate::core::units::{BLOCK_BYTES, HumanBytes};
 use crate::gateway::nbd::client::{Address, Client as NbdClient};
@@ -170,8 +170,7 @@ impl Demo {
             size_bytes: self.size,
             pool: None,
             priority: None,
-            iops_limit: None,
-            bandwidth_limit: None,
+            qos: VolumeQosSet::default(),
         };
         client.post_text("/v1/volumes", &request)?;
         let socket = self.socket();

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     DiskAdminState, FailureDomain, Job, JobState, Learner, NodeAdminState, PgConfig, Replica, Settings, Volume,
-    VolumeLimits,
+    VolumeQos,
 };
 use crate::core::ids::{ClusterId, DiskId, Generation, NodeId, PgId, PoolId, VolumeId};
 use crate::core::throttle::settings::BadSetting;
@@ -108,12 +108,12 @@ pub enum Command {
         /// Higher is resynced first.
         priority: i32,
     },
-    /// Changes what a volume's guest may do.
-    SetVolumeLimits {
+    /// Changes what a volume's guest may do, and its share.
+    SetVolumeQos {
         /// Name.
         volume: String,
-        /// All of them.
-        limits: VolumeLimits,
+        /// All of it.
+        qos: VolumeQos,
     },
     /// Marks a volume for deletion.
     DeleteVolume {

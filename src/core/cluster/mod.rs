@@ -25,7 +25,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use job::{Job, JobState};
-pub use qos::{BANDWIDTH_MAX, BANDWIDTH_MIN, IOPS_MAX, VolumeLimits};
+pub use qos::{BANDWIDTH_MAX, BANDWIDTH_MIN, IOPS_MAX, SHARE_MAX, VolumeQos};
 pub use resync::{
     ClassSettings, DAY_MINUTES, DeadlineWins, Limits, NodeOverrides, NodeSettings, Profile, ResyncConfig,
     ResyncSettings, Target, Window,
@@ -201,8 +201,8 @@ pub struct Volume {
     pub priority: i32,
     /// Being deleted: its chunks are dropped, then the record becomes a tombstone.
     pub deleting: bool,
-    /// What its guest may do.
-    pub limits: VolumeLimits,
+    /// What its guest may do, and its share.
+    pub qos: VolumeQos,
 }
 
 impl Volume {
@@ -405,7 +405,7 @@ mod tests {
             durability: 0,
             priority: 0,
             deleting: false,
-            limits: VolumeLimits::default(),
+            qos: VolumeQos::default(),
         };
         let at = |c| volume.pg_of(c).unwrap().index;
         assert_eq!([at(0), at(1), at(9), at(10), at(12), at(13)], [5, 9, 9, 1, 3, 1]);

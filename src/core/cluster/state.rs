@@ -15,7 +15,7 @@ use super::delta::Versions;
 use super::layout;
 use super::{
     ClusterMap, Disk, DiskAdminState, FailureDomain, Job, Node, NodeAdminState, PgConfig, Pool, Settings, Volume,
-    VolumeLimits,
+    VolumeQos,
 };
 use crate::core::ids::{DiskId, NodeId, PgId, PoolId, VolumeId};
 use crate::core::units::HumanBytes;
@@ -279,17 +279,13 @@ impl<'a> Tx<'a> {
                 let new = Volume { priority, ..self.volume_named(&volume)?.clone() };
                 Ok(self.put_volume(new))
             }
-            Command::SetVolumeLimits { volume, limits } => {
-                limits.check()?;
+            Command::SetVolumeQos { volume, qos } => {
+                qos.check()?;
                 let old = self.volume_named(&volume)?;
-                if old.limits != limits {
-                    let word = |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |n| n.to_string());
-                    let rate =
-                        limits.bytes_per_sec.map_or_else(|| "none".to_owned(), |n| format!("{}/s", HumanBytes(n)));
-                    let iops = word(limits.iops);
-                    self.tell("volume-limits", format!("Volume {volume}: IOPS limit {iops}, bandwidth limit {rate}."));
+                if old.qos != qos {
+                    self.tell("volume-limits", format!("Volume {volume}: {qos}."));
                 }
-                Ok(self.put_volume(Volume { limits, ..old.clone() }))
+                Ok(self.put_volume(Volume { qos, ..old.clone() }))
             }
             Command::DeleteVolume { volume } => {
                 let old = self.volume_named(&volume)?;
@@ -429,7 +425,7 @@ impl<'a> Tx<'a> {
             durability: 0,
             priority: 0,
             deleting: false,
-            limits: VolumeLimits::default(),
+            qos: VolumeQos::default(),
         }))
     }
 

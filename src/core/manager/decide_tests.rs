@@ -487,7 +487,7 @@ fn a_primary_that_its_writer_could_not_reach_gets_the_role_back_less_and_less_of
         durability: 0,
         priority: 0,
         deleting: false,
-        limits: Default::default(),
+        qos: Default::default(),
     };
     map.volumes.insert(volume.id, volume);
     let mut runtime = settled(&map, &[(1, 1, FULL), (2, 1, FULL), (3, 1, FULL)]);

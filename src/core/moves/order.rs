@@ -56,7 +56,7 @@ mod tests {
             durability: 0,
             priority,
             deleting: false,
-            limits: Default::default(),
+            qos: Default::default(),
         }
     }
 

@@ -51,7 +51,7 @@ fn map(leaders: [u32; 2]) -> ClusterMap {
         durability: 0,
         priority: 0,
         deleting: false,
-        limits: Default::default(),
+        qos: Default::default(),
     };
     map.volumes.insert(V, volume);
     map

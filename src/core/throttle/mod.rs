@@ -45,6 +45,7 @@
 mod baseline;
 mod class;
 pub mod deadline;
+pub mod fair;
 mod histogram;
 mod latencies;
 pub mod missed;

@@ -222,7 +222,7 @@ fn a_disk_keeps_the_strictest_target_of_what_lies_on_it() {
         durability: 0,
         priority: 0,
         deleting: false,
-        limits: Default::default(),
+        qos: Default::default(),
     };
     map.volumes.insert(volume.id, volume);
     let p99 = |us| Target { inflation: None, p99_us: Some(us) };

@@ -28,8 +28,9 @@ use crate::api::metrics::{ForegroundMetrics, Operation};
 use crate::core::cluster::{ClusterMap, DiskAdminState, PgConfig, Replica as Member, ResyncClass};
 use crate::core::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
 use crate::core::replica::{
-    Action, Change, ClientOp, ClientReply, Env, Input, PeerMessage, PgState, Replica, SessionMessage,
+    Action, Change, ClientOp, ClientReply, ClientRequest, Env, Input, PeerMessage, PgState, Replica, SessionMessage,
 };
+use crate::core::throttle::fair::FairQueue;
 use crate::core::units::{CHUNK_BYTES, Instant};
 use crate::net::outbox::Outbox;
 use crate::wire::client::{Received, encode_reply};
@@ -110,6 +111,19 @@ struct Pending {
     write: bool,
     measured: bool,
     disk: DiskId,
+    volume: VolumeId,
+    turn: Turn,
+}
+
+/// Where a request stands with its disk's other volumes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// It waits for its turn.
+    Waits,
+    /// It is under way, and counts.
+    Counts,
+    /// It counts for nothing: an opening never does, and what takes so long waits for something else than the disk.
+    Free,
 }
 
 /// A gateway's channel.
@@ -213,6 +227,10 @@ pub struct Engine {
     replicas: HashMap<Key, Replica>,
     ticking: BTreeSet<Key>,
     requests: HashMap<u64, Pending>,
+    /// Whose request starts next where several volumes want one disk.
+    turns: HashMap<DiskId, FairQueue<(Key, ClientRequest)>>,
+    /// Disks where a request has ended and others may wait.
+    freed: BTreeSet<DiskId>,
     /// Parts of replicated writes under way here, since when; see [`foreground`].
     applying: HashMap<(Key, u64), Instant>,
     next_request: u64,
@@ -256,6 +274,8 @@ impl Engine {
             replicas,
             ticking: BTreeSet::new(),
             requests: HashMap::new(),
+            turns: HashMap::new(),
+            freed: BTreeSet::new(),
             applying: HashMap::new(),
             next_request: 1,
             clients: HashMap::new(),
@@ -297,6 +317,7 @@ impl Engine {
                     return;
                 }
                 self.handle(event);
+                self.start_next();
                 taken += 1;
                 next = if taken < TURN_EVENTS { events.try_recv().ok() } else { None };
             }
@@ -366,6 +387,7 @@ impl Engine {
             Event::Client { conn, received } => self.client(conn, received),
             Event::ClientDown { id } => {
                 self.clients.remove(&id);
+                self.withdraw(id);
                 for (volume, incarnation, connection, key) in self.client_sessions.remove(&id).unwrap_or_default() {
                     self.feed(key, Input::ClientGone { volume, incarnation, connection });
                 }
@@ -558,6 +580,8 @@ impl Engine {
             }
         }
         drop(self.parts.control.send(ToCoordinator::Unreachable(self.unreachable.iter().copied().collect())));
+        self.free_turns();
+        self.start_next();
         self.tick_throttle();
         self.watch_disks();
     }
