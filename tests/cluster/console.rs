@@ -127,7 +127,7 @@ pub fn an_operator_watches_a_rebalance_and_a_loss() {
     browser.wait_text("#said", "paused");
     browser.wait_text("#resync .job", "paused");
     browser.click("[data-act=job-resume]");
-    browser.wait_text("#said", "running");
+    browser.wait_text("#resync .job", "running");
     browser.click("[data-act=pause]");
     browser.wait_text("#said", "Resync is paused");
     browser.wait_text("#health", "Resync is paused");
@@ -166,7 +166,8 @@ pub fn an_operator_drains_a_node() {
         browser.wait_text("#said", said)
     };
 
-    // Without a name, or with a wrong one, there is nothing to ask.
+    // Without a name, or with a wrong one, there is nothing to ask. What it costs is for those who may read.
+    browser.type_into("#token", &token(&dev, "viewer.token"));
     act("drain", "Refused: name the node first.");
     browser.type_into("#node", "n44");
     act("drain", "Refused: there is no node n44");
@@ -189,7 +190,6 @@ pub fn an_operator_drains_a_node() {
     }
 
     // A viewer may ask what it costs, but not do it.
-    browser.type_into("#token", &token(&dev, "viewer.token"));
     browser.click("[data-act=drain]");
     browser.wait_text("#ask-text", "Drain n4?");
     browser.click("#ask button[value=yes]");
@@ -205,7 +205,7 @@ pub fn an_operator_drains_a_node() {
     browser.wait_text("#said", "Node n4 is draining.");
     browser.wait_text("[data-node=n4]", "draining");
     wait_for("the drain's bar moves", || job_percent(&browser).filter(|now| *now >= 5));
-    act("undrain", "Node n4 is active.");
+    act("undrain", "Node n4 is up.");
     dev.wait_clean();
     browser.wait_text("#redundancy", "whole");
     check_quiet(&browser, &own);
