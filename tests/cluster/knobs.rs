@@ -2,7 +2,7 @@
 //! a mistake changes nothing.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
