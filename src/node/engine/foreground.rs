@@ -41,11 +41,16 @@ impl Engine {
             self.requests.insert(id, pending);
             return self.begin(key, request);
         }
+        // A disk that isn't here, or knows nothing of the PG, has no turns: a peer may name any.
+        if !self.replicas.contains_key(&key) {
+            self.requests.insert(id, pending);
+            return self.begin(key, request);
+        }
         // All others in their order: a gateway that sends writes again relies on it (R13).
         let share = self.map.volumes.get(&volume).map_or_else(|| VolumeQos::default().share, |v| v.qos.share);
         let turns = self.turns.entry(disk).or_default();
         let starts = turns.offer(volume, share, bytes, (key, request), pending.started);
-        pending.turn = if starts.is_some() { Turn::Counts } else { Turn::Waits };
+        pending.turn = if starts.is_some() { Turn::Counts(pending.started) } else { Turn::Waits };
         self.requests.insert(id, pending);
         if let Some((key, request)) = starts {
             self.begin(key, request);
@@ -65,7 +70,7 @@ impl Engine {
         while let Some(disk) = self.freed.pop_first() {
             while let Some((key, request)) = self.turns.get_mut(&disk).and_then(|turns| turns.next(now())) {
                 if let Some(pending) = self.requests.get_mut(&request.id) {
-                    pending.turn = Turn::Counts;
+                    pending.turn = Turn::Counts(now());
                 }
                 self.begin(key, request);
             }
@@ -91,7 +96,7 @@ impl Engine {
     pub(super) fn free_turns(&mut self) {
         let at = now();
         for request in self.requests.values_mut() {
-            if request.turn == Turn::Counts && at.since(request.started) > TURN_KEPT {
+            if matches!(request.turn, Turn::Counts(since) if at.since(since) > TURN_KEPT) {
                 request.turn = Turn::Free;
                 if let Some(turns) = self.turns.get_mut(&request.disk) {
                     turns.ended(request.volume, request.bytes, at);
@@ -108,7 +113,7 @@ impl Engine {
 
     pub(super) fn reply(&mut self, key: Key, request: u64, reply: ClientReply) {
         let Some(pending) = self.requests.remove(&request) else { return };
-        if let Some(turns) = self.turns.get_mut(&pending.disk).filter(|_| pending.turn == Turn::Counts) {
+        if let Some(turns) = self.turns.get_mut(&pending.disk).filter(|_| matches!(pending.turn, Turn::Counts(_))) {
             turns.ended(pending.volume, pending.bytes, now());
             if !turns.is_idle() {
                 self.freed.insert(pending.disk);

@@ -116,12 +116,12 @@ struct Pending {
 }
 
 /// Where a request stands with its disk's other volumes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Turn {
     /// It waits for its turn.
     Waits,
-    /// It is under way, and counts.
-    Counts,
+    /// It is under way since then, and counts.
+    Counts(Instant),
     /// It counts for nothing: an opening never does, and what takes so long waits for something else than the disk.
     Free,
 }
