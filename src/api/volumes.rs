@@ -4,9 +4,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::types::{Knob, PgCounts};
-use crate::core::cluster::Stripe;
+use crate::core::cluster::{SHARE, Stripe};
 use crate::core::ids::{DiskId, VolumeId};
 use crate::core::placement::Span;
+
+/// Of a coordinator that knows of no shares.
+fn usual_share() -> u32 {
+    SHARE
+}
 
 /// `volume list|show`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -38,7 +43,7 @@ pub struct VolumeInfo {
     #[serde(default)]
     pub bandwidth_burst_bytes: Option<u64>,
     /// Its weight against other volumes on a disk that several want at once; 100 is usual.
-    #[serde(default)]
+    #[serde(default = "usual_share")]
     pub share: u32,
     /// `ok`, `degraded`, `unavailable`, `deleting`.
     pub state: String,

@@ -365,7 +365,7 @@ impl From<&core::Volume> for Volume {
             iops_burst: v.qos.iops_burst,
             bytes_burst: v.qos.bytes_burst,
             // The usual one stays unsaid, as in records of before there were shares.
-            share: Some(v.qos.share).filter(|share| *share != core::VolumeQos::default().share),
+            share: Some(v.qos.share).filter(|share| *share != core::SHARE),
         }
     }
 }
@@ -394,7 +394,7 @@ impl TryFrom<Volume> for core::Volume {
                 iops_burst: v.iops_burst,
                 bytes_per_sec: v.bytes_per_sec_limit,
                 bytes_burst: v.bytes_burst,
-                share: v.share.unwrap_or(core::VolumeQos::default().share).clamp(1, core::SHARE_MAX),
+                share: v.share.unwrap_or(core::SHARE).clamp(1, core::SHARE_MAX),
             },
         })
     }

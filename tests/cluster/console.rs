@@ -63,6 +63,15 @@ fn check_quiet(browser: &Browser, own: &str) {
     assert!(complaints.is_empty(), "the browser complains: {complaints:#?}");
 }
 
+/// A browser with a page that follows.
+fn live(own: &str) -> Browser {
+    let browser = Browser::start();
+    browser.requests();
+    browser.open(own);
+    browser.wait_text("#link", "live");
+    browser
+}
+
 fn filled() -> (Dev, crate::dev::Gateway) {
     let mut dev = Dev::start();
     dev.create_volume("v", "256MiB");
@@ -79,11 +88,8 @@ pub fn an_operator_watches_a_rebalance_and_a_loss() {
     let (dev, gateway) = filled();
     let load = gateway.load(8 * MIB / 4096);
     let own = url(&dev);
-    let browser = Browser::start();
-    browser.requests();
-    browser.open(&own);
+    let browser = live(&own);
     browser.wait_text("#health", "OK");
-    browser.wait_text("#link", "live");
     for (selector, part) in [
         ("#redundancy", "whole"),
         ("#topology", "n3"),
@@ -157,13 +163,19 @@ pub fn an_operator_drains_a_node() {
     dev.wait_clean();
     let load = gateway.load(8 * MIB / 4096);
     let own = url(&dev);
-    let browser = Browser::start();
-    browser.requests();
-    browser.open(&own);
-    browser.wait_text("#link", "live");
+    let browser = live(&own);
     let act = |act: &str, said: &str| {
         browser.click(&format!("[data-act={act}]"));
-        browser.wait_text("#said", said)
+        browser.wait_text("#said", said);
+    };
+    let ask = || {
+        browser.click("[data-act=drain]");
+        browser.wait_text("#ask-text", "Drain n4? About ")
+    };
+    let do_it = |said: &str| {
+        ask();
+        browser.click("#ask button[value=yes]");
+        browser.wait_text("#said", said);
     };
 
     // Without a name, or with a wrong one, there is nothing to ask. What it costs is for those who may read.
@@ -176,8 +188,7 @@ pub fn an_operator_drains_a_node() {
     // The question says what it costs; whoever leaves it, by a button or a key, changes nothing.
     browser.type_into("#node", "n4");
     for leave in ["#ask button[value=no]", "Escape"] {
-        browser.click("[data-act=drain]");
-        let asked = browser.wait_text("#ask-text", "Drain n4? About ");
+        let asked = ask();
         assert!(asked.contains(" copies, 0.") && asked.contains(" GiB, move to other nodes"), "{asked}");
         if leave == "Escape" {
             browser.picture("desk-drain");
@@ -190,19 +201,13 @@ pub fn an_operator_drains_a_node() {
     }
 
     // A viewer may ask what it costs, but not do it.
-    browser.click("[data-act=drain]");
-    browser.wait_text("#ask-text", "Drain n4?");
-    browser.click("#ask button[value=yes]");
-    browser.wait_text("#said", "a viewer may only read");
+    do_it("a viewer may only read");
     assert_eq!(dev.node_state("n4"), "up");
     browser.complaints();
 
     // An operator does it, and takes it back.
     browser.type_into("#token", &token(&dev, "api.token"));
-    browser.click("[data-act=drain]");
-    browser.wait_text("#ask-text", "Drain n4?");
-    browser.click("#ask button[value=yes]");
-    browser.wait_text("#said", "Node n4 is draining.");
+    do_it("Node n4 is draining.");
     browser.wait_text("[data-node=n4]", "draining");
     wait_for("the drain's bar moves", || job_percent(&browser).filter(|now| *now >= 5));
     act("undrain", "Node n4 is up.");

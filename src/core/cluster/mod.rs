@@ -25,7 +25,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use job::{Job, JobState};
-pub use qos::{BANDWIDTH_MAX, BANDWIDTH_MIN, IOPS_MAX, SHARE_MAX, VolumeQos};
+pub use qos::{BANDWIDTH_MAX, BANDWIDTH_MIN, IOPS_MAX, SHARE, SHARE_MAX, VolumeQos};
 pub use resync::{
     ClassSettings, DAY_MINUTES, DeadlineWins, Limits, NodeOverrides, NodeSettings, Profile, ResyncConfig,
     ResyncSettings, Target, Window,

@@ -1,8 +1,6 @@
-//! Foreground: clients' requests, whose turn it is where several volumes want one disk, members' parts of replicated
-//! writes, and what the throttle is told of all.
+//! Foreground: clients' requests and members' parts of replicated writes, and what the throttle is told of both.
 
 use super::*;
-use crate::core::cluster::VolumeQos;
 use crate::core::throttle::Kind;
 
 /// Parts of replicated writes that are measured at once: primaries have hundreds in flight a PG; what is beyond goes
@@ -10,9 +8,6 @@ use crate::core::throttle::Kind;
 const APPLYING_MAX: usize = 4096;
 /// One that isn't acked within this time never will be, or says nothing of the disk.
 const APPLYING_KEPT: Duration = Duration::from_secs(10);
-/// A request that takes longer doesn't wait for a busy disk alone, but for a member, a lease, a window of a copy: others don't
-/// wait for it. A disk of 100 operations a second has answered [`crate::core::throttle::fair::DEPTH`] of them by then.
-const TURN_KEPT: Duration = Duration::from_millis(250);
 
 impl Engine {
     pub(super) fn client(&mut self, conn: u64, received: Received) {
@@ -32,93 +27,27 @@ impl Engine {
             _ => (0, false, false),
         };
         let volume = request.volume;
-        let mut pending =
-            Pending { conn, id: request.id, started: now(), bytes, write, measured, disk, volume, turn: Turn::Free };
-        request.id = id;
-        if let ClientOp::Open = request.op {
+        let theirs = std::mem::replace(&mut request.id, id);
+        let pending =
+            Pending { conn, id: theirs, started: now(), bytes, write, measured, disk, volume, under_way_since: None };
+        // A peer may name any disk and PG: what isn't here has no queue.
+        if !self.replicas.contains_key(&key) {
+            self.requests.insert(id, pending);
+            self.reply(key, id, ClientReply::NotPrimary);
+        } else if let ClientOp::Open = request.op {
+            // It waits for what is under way, so nothing that waits may hold it up.
             let entry = (volume, request.incarnation, request.connection, key);
             self.client_sessions.entry(conn).or_default().insert(entry);
             self.requests.insert(id, pending);
-            return self.begin(key, request);
-        }
-        // A disk that isn't here, or knows nothing of the PG, has no turns: a peer may name any.
-        if !self.replicas.contains_key(&key) {
-            self.requests.insert(id, pending);
-            return self.begin(key, request);
-        }
-        // All others in their order: a gateway that sends writes again relies on it (R13).
-        let share = self.map.volumes.get(&volume).map_or_else(|| VolumeQos::default().share, |v| v.qos.share);
-        let turns = self.turns.entry(disk).or_default();
-        let starts = turns.offer(volume, share, bytes, (key, request), pending.started);
-        pending.turn = if starts.is_some() { Turn::Counts(pending.started) } else { Turn::Waits };
-        self.requests.insert(id, pending);
-        if let Some((key, request)) = starts {
-            self.begin(key, request);
-        }
-    }
-
-    fn begin(&mut self, key: Key, request: ClientRequest) {
-        if self.replicas.contains_key(&key) {
             self.feed(key, Input::Client(request));
         } else {
-            self.reply(key, request.id, ClientReply::NotPrimary);
-        }
-    }
-
-    /// Starts what may start now that requests have ended.
-    pub(super) fn start_next(&mut self) {
-        while let Some(disk) = self.freed.pop_first() {
-            while let Some((key, request)) = self.turns.get_mut(&disk).and_then(|turns| turns.next(now())) {
-                if let Some(pending) = self.requests.get_mut(&request.id) {
-                    pending.turn = Turn::Counts(now());
-                }
-                self.begin(key, request);
-            }
-        }
-    }
-
-    /// Nobody waits for the answers to what this gateway asked and what hasn't started yet.
-    pub(super) fn withdraw(&mut self, conn: u64) {
-        let requests = &mut self.requests;
-        let of_others = |request: &ClientRequest| requests.get(&request.id).is_some_and(|p| p.conn != conn);
-        let gone: Vec<u64> = self
-            .turns
-            .values_mut()
-            .flat_map(|turns| turns.withdraw(|(_, request)| of_others(request)))
-            .map(|(_, request)| request.id)
-            .collect();
-        for id in gone {
-            self.requests.remove(&id);
-        }
-    }
-
-    /// What takes long counts no more; volumes that have left are forgotten; and who waited for them may start.
-    pub(super) fn free_turns(&mut self) {
-        let at = now();
-        for request in self.requests.values_mut() {
-            if matches!(request.turn, Turn::Counts(since) if at.since(since) > TURN_KEPT) {
-                request.turn = Turn::Free;
-                if let Some(turns) = self.turns.get_mut(&request.disk) {
-                    turns.ended(request.volume, request.bytes, at);
-                }
-            }
-        }
-        for (disk, turns) in &mut self.turns {
-            turns.forget_absent(at);
-            if !turns.is_idle() {
-                self.freed.insert(*disk);
-            }
+            self.enqueue(key, request, pending);
         }
     }
 
     pub(super) fn reply(&mut self, key: Key, request: u64, reply: ClientReply) {
         let Some(pending) = self.requests.remove(&request) else { return };
-        if let Some(turns) = self.turns.get_mut(&pending.disk).filter(|_| matches!(pending.turn, Turn::Counts(_))) {
-            turns.ended(pending.volume, pending.bytes, now());
-            if !turns.is_idle() {
-                self.freed.insert(pending.disk);
-            }
-        }
+        self.end_turn(&pending);
         if pending.measured && matches!(reply, ClientReply::Data(_) | ClientReply::Done { .. }) {
             let latency = now().since(pending.started);
             // What the gateway sees counts; from one that doesn't tell, of an earlier release, what is seen here.

@@ -8,6 +8,7 @@ pub mod local;
 mod map;
 mod peers;
 mod reports;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -30,13 +31,13 @@ use crate::core::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
 use crate::core::replica::{
     Action, Change, ClientOp, ClientReply, ClientRequest, Env, Input, PeerMessage, PgState, Replica, SessionMessage,
 };
-use crate::core::throttle::fair::FairQueue;
 use crate::core::units::{CHUNK_BYTES, Instant};
 use crate::net::outbox::Outbox;
 use crate::wire::client::{Received, encode_reply};
 use crate::wire::control as msg;
 use crate::wire::leases::LeaseEntry;
 use crate::wire::replica::{Address, encode};
+use turns::Turns;
 
 /// Replicas that wait for time are ticked this often.
 const TICK: Duration = Duration::from_millis(5);
@@ -112,18 +113,8 @@ struct Pending {
     measured: bool,
     disk: DiskId,
     volume: VolumeId,
-    turn: Turn,
-}
-
-/// Where a request stands with its disk's other volumes.
-#[derive(Clone, Copy)]
-enum Turn {
-    /// It waits for its turn.
-    Waits,
-    /// It is under way since then, and counts.
-    Counts(Instant),
-    /// It counts for nothing: an opening never does, and what takes so long waits for something else than the disk.
-    Free,
+    /// It counts in its disk's [`turns`]; `None`: it waits for its turn, or counts for nothing.
+    under_way_since: Option<Instant>,
 }
 
 /// A gateway's channel.
@@ -227,10 +218,7 @@ pub struct Engine {
     replicas: HashMap<Key, Replica>,
     ticking: BTreeSet<Key>,
     requests: HashMap<u64, Pending>,
-    /// Whose request starts next where several volumes want one disk.
-    turns: HashMap<DiskId, FairQueue<(Key, ClientRequest)>>,
-    /// Disks where a request has ended and others may wait.
-    freed: BTreeSet<DiskId>,
+    turns: Turns,
     /// Parts of replicated writes under way here, since when; see [`foreground`].
     applying: HashMap<(Key, u64), Instant>,
     next_request: u64,
@@ -274,8 +262,7 @@ impl Engine {
             replicas,
             ticking: BTreeSet::new(),
             requests: HashMap::new(),
-            turns: HashMap::new(),
-            freed: BTreeSet::new(),
+            turns: Turns::default(),
             applying: HashMap::new(),
             next_request: 1,
             clients: HashMap::new(),
@@ -581,7 +568,6 @@ impl Engine {
         }
         drop(self.parts.control.send(ToCoordinator::Unreachable(self.unreachable.iter().copied().collect())));
         self.free_turns();
-        self.start_next();
         self.tick_throttle();
         self.watch_disks();
     }
