@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::dev::{Daemon, Dev, binary};
+use crate::dev::{Daemon, Dev, binary, is_evenkeel};
 use crate::tools::{pattern, run, run_ok, wait_for};
 
 /// A terminal emulator: what it shows can be read, and keys can be pressed.
@@ -114,11 +114,21 @@ pub fn an_operator_watches_on_a_narrow_terminal() {
     let pid = std::fs::read_to_string(dev.path("top.pid")).expect("its process id");
     run_ok(Command::new("kill").args(["-TERM", pid.trim()]));
     terminal.wait_shows(&["before", "ended 0"]);
-    drop((terminal, client, gateway));
+    drop(terminal);
+
+    // It goes with its terminal, as when a connection breaks.
+    let terminal = Terminal::start(&dev, &script(&dev));
+    terminal.wait_shows(&["NODE▲", "n1 "]);
+    let pid = std::fs::read_to_string(dev.path("top.pid")).expect("its process id");
+    let pid: u64 = pid.trim().parse().expect("a number");
+    assert!(is_evenkeel(pid));
+    drop(terminal);
+    wait_for("top has ended", || (!is_evenkeel(pid)).then_some(()));
 
     // Without a terminal it says where to look instead.
     let ended = dev.try_cli(&["top"]);
     assert!(!ended.status.success() && ended.stderr.contains("ssh -t"), "{}", ended.text());
+    drop((client, gateway));
     dev.start_node("n2");
     dev.finish();
 }
