@@ -172,6 +172,8 @@ rows! {
         "Running copies by what bounds them.";
     RESYNC_STALLED "evenkeel_resync_stalled_moves" Gauge "" [] [Coordinator]
         "Copies without progress although nothing holds them back.";
+    MAP_OUTDATED "evenkeel_map_outdated" Gauge "" [] [Coordinator]
+        "1 if nodes have seen a newer map than this coordinator has: it was started on an old copy, and changes nothing.";
     RESYNC_PAUSED "evenkeel_resync_paused" Gauge "" [] [Coordinator]
         "1 while the operator has paused resync.";
     RESYNC_CAP "evenkeel_resync_cap_bytes_per_second" Gauge "bytes per second" [] [Coordinator]

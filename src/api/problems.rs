@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub enum ProblemKind {
     /// The coordinator doesn't answer: what the command line says where the coordinator can't.
     CoordinatorDown,
+    /// The coordinator was started on a copy of its map that is older than what nodes have seen.
+    MapOutdated,
     /// Placement groups aren't served.
     Unavailable,
     /// A disk has failed for good.
@@ -71,8 +73,9 @@ pub struct Advice {
 
 impl ProblemKind {
     /// All that this release knows, in health's order.
-    pub const ALL: [ProblemKind; 20] = [
+    pub const ALL: [ProblemKind; 21] = [
         ProblemKind::CoordinatorDown,
+        ProblemKind::MapOutdated,
         ProblemKind::Unavailable,
         ProblemKind::DiskFailed,
         ProblemKind::DiskHangs,
@@ -108,6 +111,12 @@ impl ProblemKind {
                 "Start it again on its host, or look at the address and the token that this command was given.",
                 &["evenkeel health", "evenkeel status"],
                 "EvenkeelCoordinatorDown",
+            ),
+            ProblemKind::MapOutdated => advice(
+                "Nodes refuse the old map and go on serving by the one that they know; nothing is repaired, moved or changed.",
+                "Stop the coordinator, put back the newest copy of its directory, start it. The old copy belongs to no cluster.",
+                &["evenkeel health", "evenkeel events"],
+                "EvenkeelMapOutdated",
             ),
             ProblemKind::Unavailable => advice(
                 "Guests' IO on these placement groups waits; nothing is lost as long as the disks with their copies exist.",

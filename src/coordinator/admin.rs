@@ -273,6 +273,11 @@ impl Owner {
             self.manager.runtime.no_grace.extend(held);
             let short: Vec<PgId> = self.manager.runtime.short_since.keys().copied().collect();
             self.manager.runtime.no_grace.extend(short);
+            if let Some(conn) = node.and_then(|n| self.manager.runtime.nodes.get(&n)).and_then(|v| v.conn) {
+                // It may end: it learns it now, not from its next registration.
+                self.effects
+                    .push(super::owner::Effect::Refuse(conn, format!("node {name} was removed from the cluster")));
+            }
         }
         let what = format!("node {name} is {}", state_word(state));
         self.plan_for_operator(what);

@@ -11,7 +11,7 @@ use super::owner::{Effect, Figures, Owner, PeerRole};
 
 use super::wiring;
 use crate::core::cluster::Replica;
-use crate::core::cluster::command::{Change, Command, Outcome};
+use crate::core::cluster::command::{Change, Command, Outcome, SeenMap};
 use crate::core::ids::{BootId, DiskId, Generation, NodeId, PgId, VolumeId};
 use crate::core::manager::runtime::ConnId;
 use crate::core::manager::{Attachment, Copy, Copying, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
@@ -115,13 +115,9 @@ impl Owner {
         })?;
         let name = record.name.clone();
         self.check_level(&format!("node {name}"), m.feature_min, m.feature_max)?;
-        if (m.map_epoch, m.map_version) > (map.epoch, map.version) {
-            return Err(format!(
-                "node {name} has seen map version {} of epoch {}, the coordinator has version {} of epoch {}: the \
-                 coordinator runs on old metadata; put back its newest copy",
-                m.map_version, m.map_epoch, map.version, map.epoch
-            ));
-        }
+        let seen = SeenMap { epoch: m.map_epoch, version: m.map_version };
+        self.manager.handle_seen(&format!("node {name}"), seen).map_err(|e| e.to_string())?;
+        let map = self.manager.state.map();
         let addr: SocketAddr =
             m.addr.parse().map_err(|_| format!("node {name} gives the address {:?}: it must be IP:PORT", m.addr))?;
         for disk in &m.disks {
@@ -233,7 +229,11 @@ impl Owner {
                 conn.peer.role, m.name
             ));
         }
-        self.check_level(&format!("gateway {}", m.name), m.feature_min, m.feature_max)?;
+        let who = format!("gateway {}", m.name);
+        self.check_level(&who, m.feature_min, m.feature_max)?;
+        // A refused attach fences its gateway; this it takes as it would an absent coordinator.
+        let seen = SeenMap { epoch: m.map_epoch, version: m.map_version };
+        self.manager.handle_seen(&who, seen).map_err(|e| e.to_string())?;
         self.manager.runtime.handle_gateway(id, m.name.clone(), self.manager.now);
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.admin_url = m.admin_url;

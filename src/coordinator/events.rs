@@ -20,6 +20,7 @@ pub const KINDS: &[&str] = &[
     "job-paused",
     "job-resumed",
     "joined",
+    "map-outdated",
     "node-down",
     "node-joined",
     "node-registered",

@@ -60,6 +60,7 @@ impl Owner {
             "warn" => 1,
             _ => 2,
         });
+        m.cluster.set(rows::MAP_OUTDATED, &[], f64::from(u8::from(self.manager.outdated().is_some())));
         m.cluster.set(rows::FEATURE_LEVEL, &[], f64::from(map.feature_level));
         let missing: u64 = self.missing_capacity().iter().map(|m| m.bytes).sum();
         m.cluster.set(rows::MISSING_CAPACITY, &[], missing as f64);

@@ -22,6 +22,10 @@ impl Owner {
         let (map, pgs) = (self.manager.state.map(), &survey.counts);
         let mut problems = Vec::new();
         let mut add = |kind: ProblemKind, says: String| problems.push(Problem { kind, says });
+        if let Some(refusal) = self.manager.outdated() {
+            let says = refusal.to_string();
+            add(ProblemKind::MapOutdated, format!("{}{}.", says[..1].to_uppercase(), &says[1..]));
+        }
         if pgs.unavailable > 0 {
             let example = survey.unavailable.as_ref().map_or_else(String::new, |(pg, why)| format!(" PG {pg}: {why}."));
             add(ProblemKind::Unavailable, format!("{} placement groups are not served.{example}", pgs.unavailable));

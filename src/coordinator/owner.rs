@@ -22,7 +22,8 @@ use super::wiring;
 use crate::api::calls::{AdminMessage, Answer};
 use crate::api::console::{ClusterFacts, History};
 use crate::api::metrics::CoordinatorMetrics;
-use crate::core::cluster::command::{Applied, Command, Context, Refusal};
+use crate::core::cluster::NodeAdminState;
+use crate::core::cluster::command::{Applied, Command, Refusal};
 use crate::core::ids::NodeId;
 use crate::core::manager::Manager;
 use crate::core::manager::runtime::{ConnId, Limits};
@@ -31,7 +32,7 @@ use crate::core::units::Instant;
 use crate::meta::{Batch, MetaError, MetaStore, records};
 use crate::net::ca::ClusterCa;
 use crate::net::channel::Sender;
-use crate::net::identity::PeerIdentity;
+use crate::net::identity::{PeerIdentity, Role};
 use crate::net::quic::Link;
 use crate::wire::control::{Refused, Stats, kind};
 use crate::wire::frame::Frame;
@@ -307,7 +308,7 @@ impl Owner {
 
     /// What `apply` would answer to an operator; changes nothing.
     pub(super) fn probe(&self, command: Command) -> Result<(), Refusal> {
-        self.manager.state.probe(command, &Context { liveness: &self.manager.runtime }).map(drop)
+        self.manager.probe(command)
     }
 
     /// Adds an event.
@@ -463,7 +464,14 @@ impl Owner {
     fn refuse_now(&mut self, id: ConnId, reason: String) {
         let Some(conn) = self.conns.remove(&id) else { return };
         tracing::warn!(peer = %conn.peer, "refused: {reason}");
-        let frame = Frame::new(kind::REFUSED, Bytes::from(Refused { reason }.encode_to_vec()));
+        let removed = match &conn.peer.role {
+            Role::Node(node) if self.manager.outdated().is_none() => {
+                let record = self.manager.state.map().nodes.get(node);
+                record.is_some_and(|n| n.admin_state == NodeAdminState::Removed)
+            }
+            _ => false,
+        };
+        let frame = Frame::new(kind::REFUSED, Bytes::from(Refused { reason, removed }.encode_to_vec()));
         // If it can't be told, the end of the link must do.
         let _ = conn.sender.send(frame);
         conn.sender.finish();

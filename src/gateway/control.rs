@@ -91,6 +91,8 @@ impl Control {
             admin_url,
             feature_min: crate::core::cluster::FEATURE_LEVELS.0,
             feature_max: crate::core::cluster::FEATURE_LEVELS.1,
+            map_epoch: 0,
+            map_version: 0,
         };
         let link = ControlTask {
             endpoint,
@@ -106,6 +108,7 @@ impl Control {
             lost: false,
             guest,
             connected,
+            refused: String::new(),
         };
         let task = tokio::spawn(link.run(released));
         Control { attached, news, state, release: Some(release), task }
@@ -161,6 +164,8 @@ struct ControlTask {
     guest: Arc<Guest>,
     /// 1 while the link is up.
     connected: IntGauge,
+    /// What the coordinator said when it refused this gateway; said once.
+    refused: String,
 }
 
 impl ControlTask {
@@ -170,6 +175,7 @@ impl ControlTask {
             match self.endpoint.connect(self.coordinator, Expect::Coordinator, LinkClass::Control).await {
                 Ok(link) => {
                     warned = false;
+                    (self.hello.map_epoch, self.hello.map_version) = (self.map.epoch, self.map.version);
                     if let Ok(channel) = link.open_channel(frame(kind::GATEWAY_HELLO, &self.hello)).await {
                         self.connected.set(1);
                         let is_over = self.session(channel, &mut released).await;
@@ -301,8 +307,16 @@ impl ControlTask {
             }
             kind::REFUSED => {
                 let reason = msg::Refused::decode(f.meta.as_ref()).map(|r| r.reason).unwrap_or_default();
-                drop(self.attached.send(Err(reason)));
-                return None;
+                if !self.told {
+                    drop(self.attached.send(Err(reason)));
+                    return None;
+                }
+                // The guest goes on: that coordinator may be the one that errs, with an old map or another's.
+                if reason != self.refused {
+                    tracing::warn!("the coordinator refuses this gateway: {reason}; trying again, IO goes on");
+                    self.refused = reason;
+                }
+                return Some(false);
             }
             kind::HEARTBEAT_ACK => {}
             other => tracing::warn!(kind = other, "ignored a message that this release doesn't know"),

@@ -33,6 +33,8 @@ const SILENCE: Duration = Duration::from_millis(1200);
 const CONNECT: Duration = Duration::from_millis(700);
 /// Between tries to reach the coordinator.
 const RETRY: Duration = Duration::from_millis(250);
+/// The same with one that refuses this node.
+const RETRY_REFUSED: Duration = Duration::from_secs(2);
 
 /// What the engine has for the coordinator.
 pub enum ToCoordinator {
@@ -52,8 +54,13 @@ pub enum ToCoordinator {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// Its words.
-    #[error("the coordinator refuses this node: {0}")]
-    Refused(String),
+    #[error("the coordinator refuses this node: {reason}")]
+    Refused {
+        /// One sentence.
+        reason: String,
+        /// The node was removed from the cluster.
+        removed: bool,
+    },
     /// It isn't this node's coordinator at all.
     #[error(
         "can't use the coordinator at {coordinator}: {refusal}; give the node the directory that joined this cluster, or its own coordinator's address"
@@ -76,6 +83,11 @@ impl ControlError {
             } => Some(ControlError::Stranger { coordinator, refusal: refusal.clone() }),
             _ => None,
         }
+    }
+
+    fn refused(f: &Frame) -> Self {
+        let msg::Refused { reason, removed } = msg::Refused::decode(f.meta.as_ref()).unwrap_or_default();
+        ControlError::Refused { reason, removed }
     }
 }
 
@@ -126,10 +138,7 @@ pub async fn allocate_disks(
                     Ok(allocated) => ids.push(DiskId(allocated.disk)),
                     Err(_) => break,
                 },
-                Some(f) if f.kind == kind::REFUSED => {
-                    let reason = msg::Refused::decode(f.meta.as_ref()).map(|r| r.reason).unwrap_or_default();
-                    return Err(ControlError::Refused(reason));
-                }
+                Some(f) if f.kind == kind::REFUSED => return Err(ControlError::refused(&f)),
                 _ => break,
             }
         }
@@ -162,13 +171,16 @@ impl Control {
     /// Runs for as long as the node does.
     ///
     /// # Errors
-    /// The coordinator refuses this node.
+    /// The coordinator refuses this node before it has served. One that serves goes on: that coordinator may be the one that errs,
+    /// with an old map or another's. One that was removed ends without an error.
     pub async fn run(mut self, mut outgoing: UnboundedReceiver<ToCoordinator>) -> Result<(), ControlError> {
         let mut map = ClusterMap::default();
         let mut proposals: HashMap<u64, msg::Propose> = HashMap::new();
         let mut unreachable = Vec::new();
         let mut warned = false;
+        let mut refused = String::new();
         loop {
+            let mut retry = RETRY;
             let connecting = self.links.endpoint.connect(self.coordinator, Expect::Coordinator, LinkClass::Control);
             let opened = match tokio::time::timeout(CONNECT, connecting).await {
                 Err(_) => {
@@ -198,9 +210,22 @@ impl Control {
                 let result = self.session(channel, &mut map, &mut proposals, &mut unreachable, &mut outgoing).await;
                 self.connected.set(0);
                 warned = false;
-                result?;
+                match result {
+                    Err(ControlError::Refused { reason, removed }) if self.registered.is_none() => {
+                        if removed {
+                            tracing::info!("{reason}: nothing that this node has is wanted, it ends");
+                            return Ok(());
+                        }
+                        if reason != refused {
+                            tracing::warn!("the coordinator refuses this node: {reason}; trying again, IO goes on");
+                            refused = reason;
+                        }
+                        retry = RETRY_REFUSED;
+                    }
+                    other => other?,
+                }
             }
-            let pause = tokio::time::sleep(RETRY);
+            let pause = tokio::time::sleep(retry);
             tokio::pin!(pause);
             // What comes meanwhile is kept if it must not be lost.
             loop {
@@ -305,10 +330,7 @@ impl Control {
                     }));
                 }
             }
-            kind::REFUSED => {
-                let reason = msg::Refused::decode(f.meta.as_ref()).map(|r| r.reason).unwrap_or_default();
-                return Err(ControlError::Refused(reason));
-            }
+            kind::REFUSED => return Err(ControlError::refused(f)),
             kind::HEARTBEAT_ACK | kind::DISK_ALLOCATED => {}
             other => tracing::warn!(kind = other, "ignored a message that this release doesn't know"),
         }

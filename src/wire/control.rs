@@ -155,6 +155,9 @@ pub struct Refused {
     /// One sentence with the way out.
     #[prost(string, tag = "1")]
     pub reason: String,
+    /// The node was removed from the cluster: nothing that it has is wanted, and it may end.
+    #[prost(bool, tag = "2")]
+    pub removed: bool,
 }
 
 /// A node asks for an id for a disk that it is about to format.
@@ -340,6 +343,12 @@ pub struct GatewayHello {
     /// See `feature_min`.
     #[prost(uint32, tag = "5")]
     pub feature_max: u32,
+    /// The map (epoch, version) that it follows; 0: none yet (R4).
+    #[prost(uint32, tag = "6")]
+    pub map_epoch: u32,
+    /// See `map_epoch`.
+    #[prost(uint64, tag = "7")]
+    pub map_version: u64,
 }
 
 /// A gateway wants a volume read-write.

@@ -1,5 +1,5 @@
 //! Every file of the coordinator's map, damaged in every way: it refuses to start, names the file and the way out, nodes
-//! keep serving, and the saved files make all well again.
+//! keep serving, and the saved files make all well again. So does the newest copy after an older one was put back.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::dev::Dev;
 use crate::refusals::{copy, refused_start};
-use crate::tools::{MIB, pattern};
+use crate::tools::{MIB, pattern, wait_for};
 
 /// A kind of damage.
 type Damage = (&'static str, fn(&Path));
@@ -92,4 +92,55 @@ fn starts_or_is_refused(dev: &Dev) {
     } else {
         assert!(started.stderr.contains("meta"), "{}", started.text());
     }
+}
+
+/// R4: nodes serve on by the map that they know, and nothing is changed until the newest copy is back.
+pub fn an_older_copy_is_not_taken_for_the_map() {
+    let mut dev = Dev::start();
+    dev.create_volume("v", "32MiB");
+    let gateway = dev.gateway("v");
+    let load = gateway.load(8192);
+    load.wait_for_more(200);
+    dev.kill_node("coordinator");
+    let (home, older, newest) = (dev.dir().join("coordinator"), dev.path("older"), dev.path("newest"));
+    copy(&home, &older);
+    dev.start_node("coordinator");
+    // What the older copy doesn't know: a node that holds copies, and a volume.
+    dev.add_node();
+    dev.wait_clean();
+    dev.create_volume("w", "8MiB");
+    dev.kill_node("coordinator");
+    fs::rename(&home, &newest).expect("moves");
+    copy(&older, &home);
+
+    dev.start_node("coordinator");
+    let health = wait_for("a node says that it has seen a newer map", || {
+        let health = dev.try_cli(&["health", "--explain"]);
+        health.stdout.contains("old copy of its map").then_some(health)
+    });
+    assert_eq!(health.status.code(), Some(2), "{}", health.text());
+    assert!(health.stdout.contains("put back its newest directory"), "{}", health.text());
+    for change in [
+        &["volume", "create", "x", "--size", "8MiB"][..],
+        &["volume", "delete", "v", "--yes"],
+        &["node", "drain", "n1"],
+        &["resync", "set", "--cap", "20MiB/s"],
+    ] {
+        let refused = dev.try_cli(change);
+        assert!(!refused.status.success(), "{change:?}: {}", refused.text());
+        assert!(refused.stderr.contains("old copy of its map"), "{change:?}: {}", refused.text());
+    }
+    load.wait_for_more(200);
+
+    dev.kill_node("coordinator");
+    fs::remove_dir_all(&home).expect("removes");
+    fs::rename(&newest, &home).expect("moves");
+    dev.start_node("coordinator");
+    dev.wait_clean();
+    assert_eq!(dev.json(&["volume", "show", "w"])["size_bytes"], 8 * MIB);
+    assert_eq!(dev.json(&["node", "list"]).as_array().map(Vec::len), Some(4));
+    load.wait_for_more(200);
+    load.stop_and_verify(&gateway.socket, "v");
+    drop(gateway);
+    dev.finish();
 }

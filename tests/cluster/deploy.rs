@@ -221,7 +221,8 @@ pub fn guests_open_their_disk() {
     dev.finish();
 }
 
-/// Built, installed, run as its user under its configurations, upgraded, removed and purged: in a file system that lies over this one.
+/// Built, installed, its units started by systemd under its configurations, upgraded, removed and purged: in a container whose
+/// file system lies over this one.
 pub fn the_package_installs_runs_upgrades_and_goes() {
     let scratch = tempfile::Builder::new().prefix("evenkeel-package-").tempdir().expect("a folder");
     for revision in ["1", "2"] {
@@ -232,7 +233,7 @@ pub fn the_package_installs_runs_upgrades_and_goes() {
     }
     let script: &Path = &shipped("tests/package.sh");
     let ended = Command::new("unshare")
-        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "bash"])
+        .args(["--mount", "--mount-proc", "--net", "--pid", "--fork", "--kill-child", "bash"])
         .arg(script)
         .arg(scratch.path())
         .output()

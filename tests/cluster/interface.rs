@@ -343,6 +343,9 @@ pub fn every_command_prints_what_its_schema_says() {
         dev.try_cli(&["node", "remove", "n4", "--dry-run"]).status.success().then_some(())
     });
     printed("node remove", &["n4", "--yes"]);
+    wait_for("the removed node ends", || {
+        dev.logs().iter().any(|(path, text)| path.ends_with("n4.log") && text.contains("was removed")).then_some(())
+    });
     printed("pg force-promote", &[&lost_pg(&dev)]);
     left.remove("resync cancel");
     assert!(left.is_empty(), "{left:?} weren't run");

@@ -90,6 +90,7 @@ const TESTS: &[Test] = tests! {
     ALWAYS flush_trace::an_acked_flush_follows_an_fdatasync_on_every_copy;
     LONG full_fs::one_full_file_system_stalls_writes_until_there_is_space;
     LONG full_fs::full_file_systems_stall_writes_until_there_is_space;
+    ALWAYS damaged_map::an_older_copy_is_not_taken_for_the_map;
     LONG damaged_map::every_damage_is_refused_and_undone_by_a_saved_copy;
     ALWAYS old_disks::swapped_slots_are_never_served;
     LONG old_disks::swapped_data_is_never_served;

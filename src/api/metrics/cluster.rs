@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::*;
 
 /// Rows that are filled anew.
-pub(super) const ROWS: [Row; 28] = [
+pub(super) const ROWS: [Row; 29] = [
     FEATURE_LEVEL,
     PGS_AT_RISK,
     NODE_UP,
@@ -32,6 +32,7 @@ pub(super) const ROWS: [Row; 28] = [
     VOLUME_SIZE,
     VOLUME_PGS,
     VOLUME_ATTACHED,
+    MAP_OUTDATED,
     RESYNC_RATE,
     RESYNC_LEFT,
     RESYNC_DONE,

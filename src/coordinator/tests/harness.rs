@@ -167,6 +167,7 @@ impl Cluster {
                 admin_url: String::new(),
                 feature_min: 1,
                 feature_max: 1,
+                ..control::GatewayHello::default()
             },
         );
         peer

@@ -329,14 +329,33 @@ async fn a_drained_node_is_emptied_and_its_copies_purged() {
     }
 }
 
+/// R4: whoever comes after one that has seen a newer map is refused rather than told the old one; a refused attach would fence it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_map_takes_nobody() {
+    const SAYS: &str = "runs on an old copy of its map";
+    let cluster = Cluster::start().await;
+    let nodes = three_nodes(&cluster, 1).await;
+    for (node, newer_by) in [(0, 1000), (1, 0)] {
+        let peer = harness::Peer::connect(&cluster, nodes[node].identity.clone()).await;
+        let mut registration = nodes[node].registration();
+        registration.map_version += newer_by;
+        peer.say(kind::REGISTER, &registration);
+        let refused: control::Refused = peer.hear(kind::REFUSED).await;
+        assert!(refused.reason.contains(SAYS) && !refused.removed, "{refused:?}");
+    }
+    let gateway = cluster.gateway("g").await;
+    let refused: control::Refused = gateway.hear(kind::REFUSED).await;
+    assert!(refused.reason.contains(SAYS), "{refused:?}");
+    cluster.status_until("health says so", |s| s.health_reasons.first().is_some_and(|says| says.contains(SAYS))).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_and_liars_are_refused() {
     let cluster = Cluster::start().await;
     let nodes = three_nodes(&cluster, 1).await;
     type Lie = fn(&mut control::Register);
-    let lies: [(Lie, &str); 5] = [
+    let lies: [(Lie, &str); 4] = [
         (|r| r.node = 2, "the certificate says node"),
-        (|r| r.map_version += 1000, "runs on old metadata"),
         (|r| r.feature_min = 7, "feature levels 7 to"),
         (|r| r.addr = "here".into(), "must be IP:PORT"),
         (|r| r.disks[0].disk = 2, "belongs to node n2"),

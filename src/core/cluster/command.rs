@@ -403,6 +403,21 @@ pub enum Outcome {
     },
 }
 
+/// A version of the map: the epoch, then the version in it (R4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SeenMap {
+    /// Rises at each import, restore or rebuild.
+    pub epoch: u32,
+    /// Rises at each change.
+    pub version: u64,
+}
+
+impl std::fmt::Display for SeenMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of epoch {}", self.version, self.epoch)
+    }
+}
+
 /// Which kind of refusal, for HTTP statuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
@@ -533,6 +548,10 @@ pub enum Refusal {
     JobOutOfOrder { id: u64, last: u64 },
     #[error("the cluster has used up all ids for a {0}")]
     IdsExhausted(&'static str),
+    #[error(
+        "the coordinator runs on an old copy of its map (version {have}; {who} has seen {seen}): nothing is changed; stop it, put back its newest directory, start it"
+    )]
+    MapOutdated { who: String, seen: SeenMap, have: SeenMap },
 }
 
 impl Refusal {

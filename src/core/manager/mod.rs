@@ -30,7 +30,7 @@ use self::decide::Counts;
 use self::plan::Planning;
 pub use self::reports::{Copy, Copying, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
 use self::runtime::{ConnId, Judgement, Life, Limits, Runtime};
-use super::cluster::command::{Applied, Change, Command, Context, Proposal, RecordKey, Refusal};
+use super::cluster::command::{Applied, Change, Command, Context, Proposal, RecordKey, Refusal, SeenMap};
 use super::cluster::state::ClusterState;
 use super::cluster::{PgConfig, Replica};
 use super::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
@@ -91,6 +91,7 @@ pub struct Manager {
     pub now: Instant,
     /// The wall clock as of this turn, for people: when jobs began and ended.
     pub unix_ms: u64,
+    outdated: Option<Refusal>,
     told: Vec<Told>,
     changed: BTreeSet<RecordKey>,
     standby: BTreeMap<VolumeId, VecDeque<Waiter>>,
@@ -113,6 +114,7 @@ impl Manager {
             fresh_disks: BTreeMap::new(),
             now,
             unix_ms: 0,
+            outdated: None,
             told: Vec::new(),
             changed: BTreeSet::new(),
             standby: BTreeMap::new(),
@@ -155,6 +157,7 @@ impl Manager {
     /// # Errors
     /// It doesn't fit the map.
     pub fn apply(&mut self, actor: &str, command: Command) -> Result<Applied, Refusal> {
+        self.check_not_outdated()?;
         let applied = self.state.apply(command, &Context { liveness: &self.runtime })?;
         for key in &applied.changed {
             if let RecordKey::Disk(id) = key {
@@ -167,6 +170,41 @@ impl Manager {
             self.tell(happening.kind, actor, happening.text.clone());
         }
         Ok(applied)
+    }
+
+    /// What [`Manager::apply`] would answer; changes nothing.
+    ///
+    /// # Errors
+    /// It doesn't fit the map.
+    pub fn probe(&self, command: Command) -> Result<(), Refusal> {
+        self.check_not_outdated()?;
+        self.state.probe(command, &Context { liveness: &self.runtime }).map(drop)
+    }
+
+    /// A node or gateway that comes has seen this version of the map. If the map here is an older one, it was restored from a
+    /// copy that is not the cluster's map any more: from now on nothing in it changes, and nobody is taken. Else its versions
+    /// would catch up with those that nodes have seen, and they would take the one for the other (R4).
+    ///
+    /// # Errors
+    /// Somebody has seen a newer map.
+    pub fn handle_seen(&mut self, who: &str, seen: SeenMap) -> Result<(), Refusal> {
+        let map = self.state.map();
+        let have = SeenMap { epoch: map.epoch, version: map.version };
+        if seen > have && self.outdated.is_none() {
+            self.outdated = Some(Refusal::MapOutdated { who: who.to_owned(), seen, have });
+            let says = format!("The map here is version {have}, {who} has seen {seen}: nothing is changed any more.");
+            self.tell("map-outdated", COORDINATOR, says);
+        }
+        self.check_not_outdated()
+    }
+
+    /// Why nothing can be changed, if a node has seen a newer map than this one.
+    pub fn outdated(&self) -> Option<&Refusal> {
+        self.outdated.as_ref()
+    }
+
+    fn check_not_outdated(&self) -> Result<(), Refusal> {
+        self.outdated.clone().map_or(Ok(()), Err)
     }
 
     /// Applies a decision of the coordinator's own; one that doesn't fit any more is made again from the new state.
@@ -396,7 +434,7 @@ impl Manager {
 
     /// One pass over all PGs, when something changed and the last one is `pause` ago. False: none was made.
     pub fn decide(&mut self, pause: Duration) -> bool {
-        if !self.pgs_dirty || self.now.since(self.passed_at) < pause {
+        if self.outdated.is_some() || !self.pgs_dirty || self.now.since(self.passed_at) < pause {
             return false;
         }
         self.runtime.weigh_gateways(self.state.map());
@@ -443,6 +481,9 @@ impl Manager {
 
     /// What a plan is to be made from, if one is due.
     pub fn take_plan_input(&mut self) -> Option<place::Input> {
+        if self.outdated.is_some() {
+            return None;
+        }
         let settings = &self.state.map().settings;
         let grace = Duration::from_secs_f64(settings.grace_seconds);
         let debounce = Duration::from_secs_f64(settings.debounce_seconds);
@@ -491,7 +532,7 @@ impl Manager {
 
     /// Copies that are to go now. `is_told`: the connection's node has been told the map as it is.
     pub fn purges_due(&mut self, is_told: impl Fn(ConnId) -> bool) -> Vec<Purge> {
-        if self.planning.is_pending() || !self.runtime.is_settled() {
+        if self.outdated.is_some() || self.planning.is_pending() || !self.runtime.is_settled() {
             return Vec::new(); // A plan may want the copy where it is.
         }
         let next_pool = self.state.next_ids().pool;

@@ -1,6 +1,6 @@
 use super::*;
-use crate::core::cluster::FailureDomain;
 use crate::core::cluster::command::PoolSpec;
+use crate::core::cluster::{FailureDomain, NodeAdminState};
 use crate::core::ids::{BootId, ClusterId, PoolId};
 
 const PG: PgId = PgId { pool: PoolId(1), index: 0 };
@@ -87,4 +87,36 @@ fn a_disk_that_answers_again_is_planned_for() {
     assert!(!m.planning.is_pending());
     report(&mut m, 0);
     assert!(m.planning.is_pending());
+}
+
+/// R4: a coordinator that was restored from an old copy of its map. Its own changes must not take its versions past those that
+/// nodes have seen, or they would take its map for the newest.
+#[test]
+fn an_outdated_map_is_never_changed() {
+    let mut m = manager();
+    m.begin(at(0));
+    let map = m.state.map();
+    let have = SeenMap { epoch: map.epoch, version: map.version };
+    assert_eq!(m.handle_seen("node n1", have), Ok(()));
+    assert_eq!(m.handle_seen("node n1", SeenMap { version: have.version - 1, ..have }), Ok(()));
+    (1..=3).for_each(|n| register(&mut m, n, u64::from(n)));
+    let drain = Command::SetNodeState { node: "n1".into(), state: NodeAdminState::Draining };
+    assert_eq!(m.probe(drain.clone()), Ok(()));
+    let _ = m.take_changed();
+    for newer in [SeenMap { version: have.version + 1, ..have }, SeenMap { epoch: have.epoch + 1, version: 1 }] {
+        let refusal = m.handle_seen("node n2", newer).unwrap_err();
+        assert!(refusal.to_string().contains("put back its newest directory"), "{refusal}");
+    }
+    assert!(m.handle_seen("gateway g", SeenMap::default()).is_err(), "a gateway that follows no map yet");
+    assert!(matches!(m.probe(drain.clone()), Err(Refusal::MapOutdated { .. })));
+    assert!(matches!(m.apply("test", drain), Err(Refusal::MapOutdated { .. })));
+    // Nor do its own decisions: the primary is long dead.
+    m.begin(at(60_000));
+    m.judge();
+    m.touch_pgs();
+    m.decide(Duration::ZERO);
+    assert!(m.take_plan_input().is_none() && m.purges_due(|_| true).is_empty());
+    assert_eq!(m.state.map().version, have.version);
+    assert!(!m.has_changed());
+    assert_eq!(m.take_told().iter().filter(|told| told.kind == "map-outdated").count(), 1);
 }
