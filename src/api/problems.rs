@@ -43,6 +43,8 @@ pub enum ProblemKind {
     CopiesSlow,
     /// Placement groups have too few copies.
     Degraded,
+    /// Placement groups change their primary.
+    TakesOver,
     /// The planner can't place something.
     CannotBePlaced,
     /// A job was paused or cancelled.
@@ -73,7 +75,7 @@ pub struct Advice {
 
 impl ProblemKind {
     /// All that this release knows, in health's order.
-    pub const ALL: [ProblemKind; 21] = [
+    pub const ALL: [ProblemKind; 22] = [
         ProblemKind::CoordinatorDown,
         ProblemKind::MapOutdated,
         ProblemKind::Unavailable,
@@ -90,6 +92,7 @@ impl ProblemKind {
         ProblemKind::ResyncStalled,
         ProblemKind::CopiesSlow,
         ProblemKind::Degraded,
+        ProblemKind::TakesOver,
         ProblemKind::CannotBePlaced,
         ProblemKind::JobHeld,
         ProblemKind::ResyncPaused,
@@ -201,6 +204,12 @@ impl ProblemKind {
                 "Wait for the repair, or speed it up at the guests' cost.",
                 &["evenkeel resync status", "evenkeel resync set --profile recovery"],
                 "EvenkeelDegraded",
+            ),
+            ProblemKind::TakesOver => advice(
+                "Another member takes over; guests' IO to them waits until it serves, well below a second as a rule.",
+                "Nothing, as long as it is over in seconds; what isn't is told as an error.",
+                &["evenkeel pg list --state unavailable", "evenkeel events"],
+                "EvenkeelUnavailable",
             ),
             ProblemKind::CannotBePlaced => advice(
                 "The rules and the disks that there are contradict each other; what is placed stays where it is.",

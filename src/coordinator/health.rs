@@ -26,9 +26,10 @@ impl Owner {
             let says = refusal.to_string();
             add(ProblemKind::MapOutdated, format!("{}{}.", says[..1].to_uppercase(), &says[1..]));
         }
-        if pgs.unavailable > 0 {
+        let unavailable = pgs.unavailable - survey.taking_over;
+        if unavailable > 0 {
             let example = survey.unavailable.as_ref().map_or_else(String::new, |(pg, why)| format!(" PG {pg}: {why}."));
-            add(ProblemKind::Unavailable, format!("{} placement groups are not served.{example}", pgs.unavailable));
+            add(ProblemKind::Unavailable, format!("{unavailable} placement groups are not served.{example}"));
         }
         for disk in map.disks.values() {
             let (id, node) = (disk.id, self.node_name(disk.node));
@@ -114,6 +115,12 @@ impl Owner {
                     "{} placement groups have fewer copies than wanted: they are repaired when their nodes return, or elsewhere after the grace.",
                     pgs.degraded
                 ),
+            );
+        }
+        if survey.taking_over > 0 {
+            add(
+                ProblemKind::TakesOver,
+                format!("{} placement groups change their primary: IO to them waits for a moment.", survey.taking_over),
             );
         }
         for (disk, pace, median) in self.manager.runtime.pace.slow() {

@@ -40,6 +40,8 @@ pub(super) struct Steering {
     window: Option<Option<Window>>,
     /// The deadline that was judged last, and how.
     judged: Option<(u64, Verdict)>,
+    /// When an operator set the deadline here, or what wins over it.
+    deadline_set: Option<Instant>,
     /// PGs that lacked a copy at the last look, with nothing planned for it.
     lacking: BTreeSet<PgId>,
     /// Bytes written so far, by class.
@@ -60,6 +62,9 @@ impl Owner {
             settings.resync = effective(&settings.config, now, self.steering.needed).0;
             self.probe(Command::SetSettings { settings: Box::new(settings.clone()) })?;
             return super::admin::json(&self.resync_info_with(&settings));
+        }
+        if request.deadline.is_some() || request.deadline_wins.is_some() {
+            self.steering.deadline_set = Some(self.manager.now);
         }
         if settings.config.deadline_unix_seconds.is_none() {
             self.steering.needed = None;
@@ -222,6 +227,7 @@ impl Owner {
             needed_bytes_per_sec: needed,
             cap_bytes_per_sec: caps.flatten().chain(class_cap).min(),
             paused,
+            set_seconds_ago: self.steering.deadline_set.map_or(u64::MAX, |at| self.manager.now.since(at).as_secs()),
             eta_seconds: self.progress.eta(&left, self.manager.now).map(|e| e.likely),
             over_target_us: over,
             wins: config.deadline_wins,

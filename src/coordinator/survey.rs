@@ -15,7 +15,9 @@ use crate::core::manager::decide::{Observed, PgState, judge};
 pub(super) struct Survey {
     /// PGs by state.
     pub counts: PgCounts,
-    /// The first PG that isn't served, and what would bring it back.
+    /// Of those that aren't served, how many have just got a primary that is about to serve: a moment in each change of it.
+    pub taking_over: u64,
+    /// The first of the others, and what would bring it back.
     pub unavailable: Option<(PgId, String)>,
     /// PGs with one member by an operator's word, below their pool's minimum.
     pub forced: Vec<PgId>,
@@ -117,7 +119,11 @@ impl Owner {
                 PgState::Degraded => survey.counts.degraded += 1,
                 PgState::Unavailable(why) => {
                     survey.counts.unavailable += 1;
-                    survey.unavailable.get_or_insert((config.pg, why));
+                    if self.manager.takes_over(&seen, config) {
+                        survey.taking_over += 1;
+                    } else {
+                        survey.unavailable.get_or_insert((config.pg, why));
+                    }
                 }
             }
             if config.forced && below(config) {

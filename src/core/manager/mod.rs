@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub use self::attach::{Attachment, Waiter};
-use self::decide::Counts;
+use self::decide::{Counts, Observed};
 use self::plan::Planning;
 pub use self::reports::{Copy, Copying, Proposed, RegisteredDisk, Registration, Report, ReportedDisk};
 use self::runtime::{ConnId, Judgement, Life, Limits, Runtime};
@@ -37,6 +37,8 @@ use super::ids::{DiskId, Generation, NodeId, PgId, VolumeId};
 use super::placement as place;
 use super::units::Instant;
 
+/// A new primary that hasn't begun to serve after this time is no mere change of it: leases last 0.6 s, reports come each second.
+const TAKES_OVER: Duration = Duration::from_secs(3);
 /// Who changes things without being asked.
 const COORDINATOR: &str = "coordinator";
 /// How often a purge is asked for again until it is done. In between the disk gets no new copy of that PG.
@@ -160,8 +162,10 @@ impl Manager {
         self.check_not_outdated()?;
         let applied = self.state.apply(command, &Context { liveness: &self.runtime })?;
         for key in &applied.changed {
-            if let RecordKey::Disk(id) = key {
-                self.runtime.follow_disk(self.state.map(), *id);
+            match key {
+                RecordKey::Disk(id) => self.runtime.follow_disk(self.state.map(), *id),
+                RecordKey::Pg(id) => drop(self.runtime.changed_at.insert(*id, self.now)),
+                _ => {}
             }
         }
         self.pgs_dirty |= !applied.changed.is_empty();
@@ -526,8 +530,17 @@ impl Manager {
         }
         self.looked_at = self.now;
         self.purges.retain(|_, at| self.now.since(*at) < PURGE_INTERVAL);
+        self.runtime.changed_at.retain(|_, at| self.now.since(*at) < TAKES_OVER);
         self.pgs_dirty = true; // Time itself changes what may start.
         true
+    }
+
+    /// True for a PG that isn't served, but was given a primary a moment ago that is fit to: part of every change of it.
+    pub fn takes_over(&self, seen: &impl Observed, config: &PgConfig) -> bool {
+        let min_replicas = self.state.map().pools.get(&config.pg.pool).map_or(1, |p| p.min_replicas as usize);
+        self.runtime.changed_at.get(&config.pg).is_some_and(|at| self.now.since(*at) < TAKES_OVER)
+            && config.members.iter().filter(|m| seen.answers(**m)).count() >= min_replicas
+            && config.primary().is_some_and(|p| seen.answers(p) && !seen.hangs(p.disk))
     }
 
     /// Copies that are to go now. `is_told`: the connection's node has been told the map as it is.

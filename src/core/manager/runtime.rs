@@ -169,6 +169,8 @@ pub struct Runtime {
     pub dropped: BTreeMap<VolumeId, BTreeSet<PgId>>,
     /// Since when a PG has fewer live members than its pool wants.
     pub short_since: BTreeMap<PgId, Instant>,
+    /// When a PG's configuration changed, for as long as that is news.
+    pub changed_at: BTreeMap<PgId, Instant>,
     /// PGs that need no grace: a disk was declared lost, or the pool asks for more.
     pub no_grace: BTreeSet<PgId>,
     /// How fast disks take copies.
@@ -193,6 +195,7 @@ impl Runtime {
             cut_off_lately: BTreeMap::new(),
             dropped: BTreeMap::new(),
             short_since: BTreeMap::new(),
+            changed_at: BTreeMap::new(),
             no_grace: BTreeSet::new(),
             pace: Pace::default(),
         }

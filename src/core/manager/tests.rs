@@ -120,3 +120,27 @@ fn an_outdated_map_is_never_changed() {
     assert!(!m.has_changed());
     assert_eq!(m.take_told().iter().filter(|told| told.kind == "map-outdated").count(), 1);
 }
+
+/// Each planned change of a primary would read as an outage, and make `health` fail for a script, until the new one's next report.
+#[test]
+fn a_change_of_the_primary_is_a_moment_and_no_more() {
+    let mut m = manager();
+    m.begin(at(0));
+    (1..=3).for_each(|n| register(&mut m, n, u64::from(n)));
+    let config = |m: &Manager| m.state.map().pgs[&PG].clone();
+    m.begin(at(60_000));
+    (1..=3).for_each(|n| m.runtime.handle_node_heartbeat(NodeId(n), ConnId(u64::from(n) * 101), &[], at(60_000)));
+    m.look();
+    assert!(!m.takes_over(&m.runtime, &config(&m)), "nothing changed: that it isn't served is no mere moment");
+    let members = vec![member(2), member(1), member(3)];
+    m.apply("test", Command::Promote { pg: PG, base: config(&m).generation, members }).unwrap();
+    assert!(m.takes_over(&m.runtime, &config(&m)));
+    m.begin(at(62_900));
+    assert!(m.takes_over(&m.runtime, &config(&m)));
+    m.begin(at(63_100));
+    assert!(!m.takes_over(&m.runtime, &config(&m)), "it should serve by now");
+    // One that doesn't answer is no primary to wait for.
+    m.begin(at(61_000));
+    m.runtime.handle_closed(ConnId(202), true, at(61_000));
+    assert!(!m.takes_over(&m.runtime, &config(&m)));
+}

@@ -15,6 +15,8 @@ const MARGIN: (u128, u128) = (11, 10);
 /// A needed floor falls only when it is this part of the one before: while a disk works at its floor, what is needed stays
 /// the same or falls a little.
 const FALLS_BELOW: (u128, u128) = (3, 4);
+/// A rate that was measured so soon after the deadline was set is that of before: the floor that it brings has yet to act.
+const ACTS_WITHIN_SECONDS: u64 = 5;
 
 /// The floor for each disk that the busiest one needs; 0 bytes need none. `before`: what was answered last.
 pub fn needed_floor(before: Option<u64>, busiest_bytes: u64, seconds_left: u64) -> Option<u64> {
@@ -51,6 +53,8 @@ pub struct Outlook {
     pub cap_bytes_per_sec: Option<u64>,
     /// Something that has to run is paused.
     pub paused: bool,
+    /// Since it was set, as far as is known.
+    pub set_seconds_ago: u64,
     /// Seconds until it is done as things go, if that is known.
     pub eta_seconds: Option<f64>,
     /// The guests' p99 that is furthest above its target: measured and target, in microseconds.
@@ -152,7 +156,10 @@ pub fn judge(o: &Outlook) -> Verdict {
         return Verdict::CapTooLow { needed, cap };
     }
     // Negative: what is left grows.
-    let eta = o.eta_seconds.map(|s| if s < 0.0 { u64::MAX } else { s as u64 });
+    let eta = o
+        .eta_seconds
+        .filter(|_| o.set_seconds_ago >= ACTS_WITHIN_SECONDS)
+        .map(|s| if s < 0.0 { u64::MAX } else { s as u64 });
     let late = eta.filter(|eta| *eta > o.seconds_left);
     match (late, o.wins) {
         (Some(eta_seconds), DeadlineWins::Latency) => {
@@ -254,6 +261,7 @@ mod tests {
             needed_bytes_per_sec: Some(80 * MIB),
             cap_bytes_per_sec: None,
             paused: false,
+            set_seconds_ago: 60,
             eta_seconds: None,
             over_target_us: None,
             wins: DeadlineWins::Deadline,
@@ -280,6 +288,9 @@ mod tests {
             (Outlook { lacking_pgs: 5, left_bytes: 0, ..base }, "not known yet", false),
             (Outlook { lacking_pgs: 5, ..base }, "holds: needs", false),
             (Outlook { eta_seconds: Some(1200.0), ..base }, "takes 20 min, and 10 min are left", true),
+            // At the rate of before its floor acts.
+            (Outlook { eta_seconds: Some(1200.0), set_seconds_ago: 1, ..base }, "holds: needs", false),
+            (Outlook { eta_seconds: Some(1200.0), set_seconds_ago: 1, ..latency }, "not known yet", false),
             (Outlook { eta_seconds: Some(-5.0), ..base }, "takes for ever", true),
             (Outlook { eta_seconds: Some(300.0), ..latency }, "holds: needs", false),
             (Outlook { eta_seconds: Some(1200.0), ..latency }, "within the latency target: it takes 20 min", true),
