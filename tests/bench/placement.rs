@@ -2,6 +2,7 @@
 //!
 //! Hosts of 10 disks, racks of 10 hosts, 3 replicas, about 100 PG replicas a disk; equal, and 1:2 mixed capacities.
 
+mod ceph;
 #[path = "../props/flow.rs"]
 mod flow;
 
@@ -122,6 +123,9 @@ fn exact(disks: u32) {
 }
 
 fn main() {
+    if std::env::args().any(|a| a == "ceph") {
+        return ceph::run(&[100, 1000], hosts_of_ten);
+    }
     if std::env::args().any(|a| a == "exact") {
         return exact(100);
     }
@@ -163,4 +167,5 @@ fn main() {
     println!("rules that bind:");
     [200, 1000, 10_000].into_iter().for_each(tight);
     exact(100);
+    ceph::run(&[100], hosts_of_ten);
 }
