@@ -7,7 +7,9 @@
 //! copies run: seconds in which there was nothing to do say nothing. While the throttle opens (it starts at its floor, and
 //! takes about [`OPENING`] to find what the guests leave) that is too low to last, so it is not taken as lasting:
 //! *expected* is what disks did in the steady part of earlier jobs of this coordinator, or, before there was one, what
-//! the planner's forecast assumes; never above the cap. Guests, and what disks share, make the rate of a few seconds swing by
+//! the planner's forecast assumes; never above the cap. Whether disks share what bounds them (a host, a link, a core) or not is not
+//! known: so where another number of them works than before, what is expected is halfway in ratio between the same for
+//! all together and the same for each. Guests, and what disks share, make the rate of a few seconds swing by
 //! more than a factor of two, so the likely rate lies between both, in ratio: it begins at what is expected and goes to what is
 //! measured, half of the way in [`HALF_LEARNT`] or, where only the forecast is known, [`HALF_FORECAST`]. `low` takes the faster of
 //! the two, `high` the slower, and at least a quarter more time than likely.
@@ -101,8 +103,8 @@ pub struct Progress {
     nodes: BTreeMap<NodeId, Written>,
     /// Since when copies run without a break.
     since: Option<Instant>,
-    /// What a disk that takes copies does while they last, bytes per second.
-    steady: Option<f64>,
+    /// What disks that take copies did together while they lasted, bytes per second, and how many they were.
+    steady: Option<(f64, f64)>,
     /// The planner's forecast for a disk, and the cap.
     forecast: f64,
     cap: Option<u64>,
@@ -146,9 +148,8 @@ impl Progress {
         if !lasts || all <= 0.0 || self.cap.is_some() {
             return;
         }
-        let new = all / writers;
-        let old = self.steady.unwrap_or(new);
-        self.steady = Some(old + (new - old) * LEARN);
+        let old = self.steady.unwrap_or((all, writers));
+        self.steady = Some((old.0 + (all - old.0) * LEARN, old.1 + (writers - old.1) * LEARN));
     }
 
     /// Bytes per second over the last reports since copies run.
@@ -182,7 +183,8 @@ impl Progress {
     /// What all disks that work may be expected to do together, per second.
     fn expected(&self, writers: f64) -> f64 {
         let cap = self.cap.map_or(f64::INFINITY, |cap| cap as f64 * writers);
-        (self.steady.unwrap_or(self.forecast) * writers).min(cap)
+        let learnt = self.steady.map(|(together, disks)| together * (writers / disks).sqrt());
+        learnt.unwrap_or(self.forecast * writers).min(cap)
     }
 
     /// Seconds until `left` is done; none while nothing runs.
@@ -309,6 +311,14 @@ mod tests {
         let span = p.eta(&now_left, now).unwrap();
         let follows = 3960.0 / 400.0;
         assert!((span.likely / follows - 1.0).abs() < 0.25, "{span:?}");
+        // Four disks may do four times as much, or no more than the one.
+        let four = left(&[(1, 5, 1000), (1, 6, 1000), (2, 7, 1000), (2, 8, 1000)]);
+        let mut other = Progress::default();
+        run(&mut other, 0, 2, &[20, 300, 400, 400, 400, 400, 400, 400, 400, 400, 400, 400], 10_000, 1);
+        other.sample(at(30_000), &Left::default(), 2, 100.0, None);
+        (31..33).for_each(|s| other.sample(at(s * 1000), &four, 2, 100.0, None));
+        let span = other.eta(&four, at(32_000)).unwrap();
+        assert!((span.likely / (4000.0 / 800.0) - 1.0).abs() < 0.1, "{span:?}");
         // A cap bounds what is expected.
         p.sample(now, &now_left, 2, 100.0, Some(50));
         assert!(p.eta(&now_left, now).unwrap().likely >= 3960.0 / 50.0);
