@@ -148,6 +148,8 @@ rows! {
         "Age of the oldest operation that waits for a disk, if that is more than half a second; else 0.";
     PROVISIONED "evenkeel_provisioned_bytes" Gauge "bytes" [] [Coordinator]
         "Bytes that all volumes could grow to, each once.";
+    MAP_OUTDATED "evenkeel_map_outdated" Gauge "" [] [Coordinator]
+        "1 if nodes have seen a newer map than this coordinator has: it was started on an old copy, and changes nothing.";
     MISSING_CAPACITY "evenkeel_missing_capacity_bytes" Gauge "bytes" [] [Coordinator]
         "Bytes of copies for which the plan found no place.";
     VOLUMES "evenkeel_volumes" Gauge "" ["state"] [Coordinator]
@@ -172,8 +174,6 @@ rows! {
         "Running copies by what bounds them.";
     RESYNC_STALLED "evenkeel_resync_stalled_moves" Gauge "" [] [Coordinator]
         "Copies without progress although nothing holds them back.";
-    MAP_OUTDATED "evenkeel_map_outdated" Gauge "" [] [Coordinator]
-        "1 if nodes have seen a newer map than this coordinator has: it was started on an old copy, and changes nothing.";
     RESYNC_PAUSED "evenkeel_resync_paused" Gauge "" [] [Coordinator]
         "1 while the operator has paused resync.";
     RESYNC_CAP "evenkeel_resync_cap_bytes_per_second" Gauge "bytes per second" [] [Coordinator]

@@ -259,8 +259,8 @@ impl Owner {
             .filter(|c| c.members.iter().any(|m| map.disks.get(&m.disk).is_some_and(|d| Some(d.node) == node)));
         let held: Vec<PgId> = held.map(|c| c.pg).collect();
         let removing = state == NodeAdminState::Removed;
-        let answers = node.and_then(|n| self.manager.runtime.nodes.get(&n)).is_some_and(|v| v.conn.is_some());
-        if removing && answers && !held.is_empty() {
+        let conn = node.and_then(|n| self.manager.runtime.nodes.get(&n)).and_then(|v| v.conn);
+        if removing && conn.is_some() && !held.is_empty() {
             return Err(Refusal::NodeInUse { node: name.to_owned(), replicas: held.len() }.into());
         }
         let command = Command::SetNodeState { node: name.to_owned(), state };
@@ -273,10 +273,9 @@ impl Owner {
             self.manager.runtime.no_grace.extend(held);
             let short: Vec<PgId> = self.manager.runtime.short_since.keys().copied().collect();
             self.manager.runtime.no_grace.extend(short);
-            if let Some(conn) = node.and_then(|n| self.manager.runtime.nodes.get(&n)).and_then(|v| v.conn) {
+            if let (Some(conn), Some(node)) = (conn, node) {
                 // It may end: it learns it now, not from its next registration.
-                self.effects
-                    .push(super::owner::Effect::Refuse(conn, format!("node {name} was removed from the cluster")));
+                self.effects.push(Effect::Refuse(conn, Refusal::NodeRemoved(node).to_string()));
             }
         }
         let what = format!("node {name} is {}", state_word(state));

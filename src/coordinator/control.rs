@@ -30,6 +30,12 @@ impl Owner {
     pub(super) fn handle_frame(&mut self, id: ConnId, frame: Frame, at: Instant) {
         let Some(conn) = self.conns.get(&id) else { return };
         let role = conn.role.clone();
+        // With an old map nobody is taken. A refused attach would fence its gateway; a refused link it takes as it would
+        // an absent coordinator.
+        if let Some(refusal) = self.manager.outdated().filter(|_| frame.kind != kind::OBSERVE) {
+            self.effects.push(Effect::Refuse(id, refusal.to_string()));
+            return;
+        }
         let done = match (frame.kind, role) {
             (kind::HEARTBEAT, role) => decode(&frame).map(|m| self.heartbeat(id, role, m, at)),
             (kind::REGISTER, _) => decode(&frame).and_then(|m| self.register(id, m)),
@@ -231,7 +237,6 @@ impl Owner {
         }
         let who = format!("gateway {}", m.name);
         self.check_level(&who, m.feature_min, m.feature_max)?;
-        // A refused attach fences its gateway; this it takes as it would an absent coordinator.
         let seen = SeenMap { epoch: m.map_epoch, version: m.map_version };
         self.manager.handle_seen(&who, seen).map_err(|e| e.to_string())?;
         self.manager.runtime.handle_gateway(id, m.name.clone(), self.manager.now);

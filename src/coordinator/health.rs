@@ -23,8 +23,7 @@ impl Owner {
         let mut problems = Vec::new();
         let mut add = |kind: ProblemKind, says: String| problems.push(Problem { kind, says });
         if let Some(refusal) = self.manager.outdated() {
-            let says = refusal.to_string();
-            add(ProblemKind::MapOutdated, format!("{}{}.", says[..1].to_uppercase(), &says[1..]));
+            add(ProblemKind::MapOutdated, format!("No change is taken: {refusal}."));
         }
         let unavailable = pgs.unavailable - survey.taking_over;
         if unavailable > 0 {

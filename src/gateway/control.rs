@@ -281,6 +281,7 @@ impl ControlTask {
                             return None;
                         }
                         self.granted = Some((reply.id, reply.incarnation));
+                        self.refused.clear();
                         self.lost |= reply.lost;
                         self.attach.take_over = false;
                         self.tell_attached();

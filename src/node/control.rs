@@ -213,7 +213,7 @@ impl Control {
                 match result {
                     Err(ControlError::Refused { reason, removed }) if self.registered.is_none() => {
                         if removed {
-                            tracing::info!("{reason}: nothing that this node has is wanted, it ends");
+                            tracing::info!("this node ends: {reason}");
                             return Ok(());
                         }
                         if reason != refused {
@@ -222,7 +222,10 @@ impl Control {
                         }
                         retry = RETRY_REFUSED;
                     }
-                    other => other?,
+                    other => {
+                        refused.clear();
+                        other?;
+                    }
                 }
             }
             let pause = tokio::time::sleep(retry);

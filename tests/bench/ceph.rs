@@ -9,9 +9,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use evenkeel::core::ids::{DiskId, NodeId, PgId, PoolId};
-use evenkeel::core::placement::{
-    DiskState, FailureDomain, Input, PgPlacement, PoolSpec, Topology, check, lower_bound, plan,
-};
+use evenkeel::core::placement::{DiskState, FailureDomain, Input, PgPlacement, check, lower_bound, plan};
+
+use super::{hosts_of_ten, pool};
 
 /// The balancer's changes in one run: more than any of these maps needs.
 const CHANGES_MAX: &str = "1000000";
@@ -124,8 +124,8 @@ fn moved(before: &[Vec<u32>], after: &[Vec<u32>]) -> usize {
     before.iter().zip(after).map(more).sum()
 }
 
-/// One topology: first placement, a host that joins, a host that is lost. `hosts_of_ten`: the same for Evenkeel.
-pub fn compare(disks: u32, mixed: bool, hosts_of_ten: fn(u32, bool) -> Topology) {
+/// One topology: first placement, a host that joins, a host that is lost.
+pub fn compare(disks: u32, mixed: bool) {
     let folder = tempfile::tempdir().expect("a folder");
     // osdmaptool makes them for the disks that may come, too.
     let pgs = (disks + 10) << PG_BITS.parse::<u32>().expect("a number");
@@ -159,21 +159,17 @@ pub fn compare(disks: u32, mixed: bool, hosts_of_ten: fn(u32, bool) -> Topology)
         for disk in topology.disks.iter_mut().filter(|d| gone.is_some_and(|host| d.node == NodeId(host + 1))) {
             disk.state = DiskState::Lost;
         }
-        let pool = PoolSpec {
-            id: PoolId(1),
-            name: "default".to_owned(),
-            replicas: 3,
-            min_replicas: 2,
-            failure_domain: FailureDomain::Node,
-            class: None,
-            pg_count: pgs,
-        };
         let rows = before.iter().enumerate().map(|(index, disks)| PgPlacement {
             pg: PgId { pool: PoolId(1), index: index as u32 },
             bytes: 8 << 30,
             disks: disks.iter().map(|d| DiskId(d + 1)).collect(),
         });
-        let input = Input { topology, pools: vec![pool], current: rows.collect(), ..Input::default() };
+        let input = Input {
+            topology,
+            pools: vec![pool(FailureDomain::Node, pgs)],
+            current: rows.collect(),
+            ..Input::default()
+        };
         let begun = Instant::now();
         let p = plan(&input);
         let seconds = begun.elapsed().as_secs_f64();
@@ -184,7 +180,7 @@ pub fn compare(disks: u32, mixed: bool, hosts_of_ten: fn(u32, bool) -> Topology)
 }
 
 /// What Ceph's tools make of the same, if they are there. The balancer takes minutes for 1,000 disks.
-pub fn run(sizes: &[u32], hosts_of_ten: fn(u32, bool) -> Topology) {
+pub fn run(sizes: &[u32]) {
     let there = |name: &str| Command::new(name).arg("--help").output().is_ok();
     if !there("crushtool") || !there("osdmaptool") {
         println!("no comparison with Ceph: crushtool and osdmaptool aren't installed (Debian's ceph-base)");
@@ -193,6 +189,6 @@ pub fn run(sizes: &[u32], hosts_of_ten: fn(u32, bool) -> Topology) {
     println!("from Ceph's balanced placement: CRUSH and upmap (deviation 1), then Evenkeel's plan for the same change");
     println!(" disks  sizes  change        Ceph's    off  seconds     ours    off  seconds        L");
     for disks in sizes {
-        [false, true].into_iter().for_each(|mixed| compare(*disks, mixed, hosts_of_ten));
+        [false, true].into_iter().for_each(|mixed| compare(*disks, mixed));
     }
 }

@@ -29,6 +29,19 @@ fn hosts_of_ten(disks: u32, mixed: bool) -> Topology {
     Topology { disks: (0..disks).map(disk).collect() }
 }
 
+/// The one pool of a cluster.
+fn pool(failure_domain: FailureDomain, pg_count: u32) -> PoolSpec {
+    PoolSpec {
+        id: PoolId(1),
+        name: "default".to_owned(),
+        replicas: 3,
+        min_replicas: 2,
+        failure_domain,
+        class: None,
+        pg_count,
+    }
+}
+
 /// The process's greatest resident memory so far, in MiB.
 fn peak_rss_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -124,7 +137,7 @@ fn exact(disks: u32) {
 
 fn main() {
     if std::env::args().any(|a| a == "ceph") {
-        return ceph::run(&[100, 1000], hosts_of_ten);
+        return ceph::run(&[100, 1000]);
     }
     if std::env::args().any(|a| a == "exact") {
         return exact(100);
@@ -137,16 +150,8 @@ fn main() {
         for mixed in [false, true] {
             let failure_domain = if disks < 30 { FailureDomain::Disk } else { FailureDomain::Node };
             let pg_count = if disks == 10_000 { (1 << 20) / 3 } else { (disks * 100 / 3).next_power_of_two() };
-            let pool = PoolSpec {
-                id: PoolId(1),
-                name: "default".to_owned(),
-                replicas: 3,
-                min_replicas: 2,
-                failure_domain,
-                class: None,
-                pg_count,
-            };
-            let mut input = Input { topology: hosts_of_ten(disks, mixed), pools: vec![pool], ..Input::default() };
+            let pools = vec![pool(failure_domain, pg_count)];
+            let mut input = Input { topology: hosts_of_ten(disks, mixed), pools, ..Input::default() };
             row(disks, mixed, "first", &input);
             input.current = plan(&input).target;
             input.current.iter_mut().for_each(|r| r.bytes = (8 + u64::from(r.pg.index % 5)) << 30);
@@ -167,5 +172,5 @@ fn main() {
     println!("rules that bind:");
     [200, 1000, 10_000].into_iter().for_each(tight);
     exact(100);
-    ceph::run(&[100], hosts_of_ten);
+    ceph::run(&[100]);
 }

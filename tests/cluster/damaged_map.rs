@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::dev::Dev;
+use crate::dev::{Dev, Gateway};
+use crate::nbd::Load;
 use crate::refusals::{copy, refused_start};
 use crate::tools::{MIB, pattern, wait_for};
 
@@ -46,13 +47,19 @@ fn files(home: &Path) -> Vec<PathBuf> {
     found
 }
 
-pub fn every_damage_is_refused_and_undone_by_a_saved_copy() {
+/// A guest that writes to a volume of so many 4 KiB blocks, and a coordinator that was killed meanwhile.
+fn without_coordinator(blocks: u64) -> (Dev, Gateway, Load) {
     let mut dev = Dev::start();
-    dev.create_volume("v", "8MiB");
+    dev.create_volume("v", &(blocks * 4096).to_string());
     let gateway = dev.gateway("v");
-    let load = gateway.load(2048);
+    let load = gateway.load(blocks);
     load.wait_for_more(200);
     dev.kill_node("coordinator");
+    (dev, gateway, load)
+}
+
+pub fn every_damage_is_refused_and_undone_by_a_saved_copy() {
+    let (dev, gateway, load) = without_coordinator(2048);
     let home = dev.dir().join("coordinator");
     let saved = dev.path("saved");
     copy(&home, &saved);
@@ -96,12 +103,7 @@ fn starts_or_is_refused(dev: &Dev) {
 
 /// R4: nodes serve on by the map that they know, and nothing is changed until the newest copy is back.
 pub fn an_older_copy_is_not_taken_for_the_map() {
-    let mut dev = Dev::start();
-    dev.create_volume("v", "32MiB");
-    let gateway = dev.gateway("v");
-    let load = gateway.load(8192);
-    load.wait_for_more(200);
-    dev.kill_node("coordinator");
+    let (dev, gateway, load) = without_coordinator(8192);
     let (home, older, newest) = (dev.dir().join("coordinator"), dev.path("older"), dev.path("newest"));
     copy(&home, &older);
     dev.start_node("coordinator");
