@@ -26,6 +26,8 @@ pub(super) struct Chunk {
     pub last_write: AtomicU64,
     /// Which `clean_some` call came before the last write.
     pub last_write_round: AtomicU64,
+    /// The `clean_some` call up to which it is likely to be written again.
+    pub hot_until_round: AtomicU64,
     pub state: Mutex<State>,
     pub changed: Condvar,
 }
@@ -82,6 +84,7 @@ impl Chunk {
             slot,
             last_write: AtomicU64::new(0),
             last_write_round: AtomicU64::new(0),
+            hot_until_round: AtomicU64::new(0),
             state: Mutex::new(State {
                 generation: header.generation,
                 sequence: header.sequence,
@@ -279,10 +282,11 @@ pub(super) struct HotSet {
 }
 
 impl HotSet {
-    /// Up to `max` chunks, the longest unwritten first.
-    pub fn least_recently_written(&self, max: usize) -> Vec<Arc<Chunk>> {
-        let mut all: Vec<_> = self.chunks.values().map(|c| (c.last_write.load(Ordering::Relaxed), c)).collect();
-        all.sort_unstable_by_key(|(written, _)| *written);
+    /// Up to `max` chunks, those first that are the least likely to be written again, and of these the longest unwritten.
+    pub fn coldest(&self, max: usize) -> Vec<Arc<Chunk>> {
+        let key = |c: &Chunk| (c.hot_until_round.load(Ordering::Relaxed), c.last_write.load(Ordering::Relaxed));
+        let mut all: Vec<_> = self.chunks.values().map(|c| (key(c), c)).collect();
+        all.sort_unstable_by_key(|(key, _)| *key);
         all.truncate(max);
         all.into_iter().map(|(_, c)| c.clone()).collect()
     }

@@ -10,6 +10,7 @@ use super::backend::IoCounters;
 use super::chunk::{Chunk, Leaves};
 use super::error::{DiskFault, ReadChunk, WriteChunk};
 use super::layout::LEAVES_BYTES;
+use super::marks::{HOT_ROUNDS, IDLE_ROUNDS};
 use super::{Disk, WriteOp};
 use crate::core::hashtree::{self, HOLE, Hash};
 use crate::core::ids::{ChunkId, Generation, PgId};
@@ -34,7 +35,8 @@ impl Disk {
             return Err(WriteChunk::BadRange { chunk: op.chunk, first_block: op.first_block, count });
         }
         check_range(op.chunk, op.first_block, count)?;
-        let chunk = self.begin_change(op.pg, op.chunk, op.generation, true)?;
+        let chunk =
+            self.begin_change(op.pg, op.chunk, op.generation, true, if op.copy { IDLE_ROUNDS } else { HOT_ROUNDS })?;
         let result = self.write_blocks(&chunk, op);
         self.end_change(&chunk, (op.generation, op.sequence), |state| match result {
             Ok(()) => {
@@ -118,7 +120,7 @@ impl Disk {
             return Ok(());
         }
         // No space is reserved: trimming must work on a full file system.
-        let chunk = self.begin_change(pg, chunk, generation, false)?;
+        let chunk = self.begin_change(pg, chunk, generation, false, HOT_ROUNDS)?;
         let g = &self.identity.geometry;
         let whole = count == BLOCKS_PER_CHUNK;
         let holes = [HOLE; BLOCKS_PER_CHUNK];
@@ -153,7 +155,7 @@ impl Disk {
     /// # Errors
     /// The disk is full, failed or closed.
     pub fn prepare(&self, pg: PgId, chunk: ChunkId, generation: Generation) -> Result<(), WriteChunk> {
-        let chunk = self.begin_change(pg, chunk, generation, true)?;
+        let chunk = self.begin_change(pg, chunk, generation, true, HOT_ROUNDS)?;
         self.end_writer(&chunk, |_| ());
         Ok(())
     }
@@ -263,13 +265,15 @@ impl Disk {
         bad
     }
 
-    /// Finds or makes the chunk, makes its dirty mark stable, reserves its space and counts a change under way.
+    /// Finds or makes the chunk, makes its dirty mark stable, reserves its space and counts a change under way. The mark
+    /// stays for `hot_rounds` calls of `clean_some` or more.
     pub(super) fn begin_change(
         &self,
         pg: PgId,
         id: ChunkId,
         generation: Generation,
         reserve: bool,
+        hot_rounds: u64,
     ) -> Result<Arc<Chunk>, WriteChunk> {
         loop {
             self.check()?;
@@ -306,8 +310,7 @@ impl Disk {
             }
             state.writers += 1;
             drop(state);
-            chunk.last_write.store(self.write_clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-            chunk.last_write_round.store(self.clean_rounds.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.touch(&chunk, hot_rounds);
             // `close_clean` first closes and then waits for writers: either it sees this one or this one sees it.
             if let Err(fault) = self.check() {
                 self.end_writer(&chunk, |_| ());

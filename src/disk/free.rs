@@ -14,7 +14,7 @@ use super::backend::no_space;
 use super::chunk::{Chunk, FreeSlot, Leaves};
 use super::error::{DiskFault, FlushDisk, WriteChunk};
 use super::layout::{HEADER_BYTES, Header, LEAVES_BYTES, SLOT_BYTES, SlotUse};
-use super::marks::HeaderUpdate;
+use super::marks::{HeaderUpdate, IDLE_ROUNDS};
 use crate::core::hashtree::HOLE;
 use crate::core::ids::{ChunkId, Generation, PgId};
 use crate::core::units::{BLOCKS_PER_CHUNK, CHUNK_BYTES};
@@ -139,7 +139,7 @@ impl Disk {
             self.index.write().remove(id);
             self.slots.lock().give_back(free);
         }
-        self.touch(&chunk);
+        self.touch(&chunk, IDLE_ROUNDS);
         let mut state = chunk.state.lock();
         state.dirty = result.is_ok();
         state.deleted |= result.is_err();

@@ -2,7 +2,7 @@
 //!
 //! The life of a chunk's mark:
 //! ```text
-//! clean ──first write: dirty header stable──▶ dirty ──idle, fdatasync, root computed, clean header stable──▶ clean
+//! clean ──first write: dirty header stable──▶ dirty ──cold, fdatasync, root computed, clean header stable──▶ clean
 //! ```
 //! While a clean header is being made, the chunk counts as unmarked: a write that comes meanwhile waits for the header
 //! and then marks anew.
@@ -26,8 +26,11 @@ pub(super) struct HeaderUpdate {
     pub header: Header,
 }
 
-/// `clean_some` leaves a chunk alone that was written since this many calls: it is likely to be written again.
-const IDLE_ROUNDS: u64 = 2;
+/// `clean_some` brings to the disk what was written so many calls ago: a guest's flush then has little to do.
+pub(super) const IDLE_ROUNDS: u64 = 2;
+/// And leaves a chunk alone that a guest wrote since this many calls. A mark costs a stable write that the guest waits for;
+/// keeping one costs reading the chunk again after an unclean stop, and the set is bounded.
+pub(super) const HOT_ROUNDS: u64 = 60;
 /// Chunks that a writer cleans when the hot set is full: enough to pay for the fdatasync, few enough to be quick.
 const CLEAN_BATCH: usize = 64;
 /// Waits of 10 ms for a place in the hot set: longer than a batch takes to be cleaned on a slow disk.
@@ -46,16 +49,20 @@ impl Disk {
         let round = self.clean_rounds.fetch_add(1, Ordering::Relaxed) + 1;
         let (chunks, crowded) = {
             let hot = self.hot.lock();
-            (hot.least_recently_written(max), hot.chunks.len().saturating_sub(self.options.hot_chunks_max * 3 / 4))
+            (hot.coldest(usize::MAX), hot.chunks.len().saturating_sub(self.options.hot_chunks_max * 3 / 4))
         };
-        // When the set is nearly full, the oldest go even if they aren't idle: else a writer would have to clean them.
+        let idle = |c: &Arc<Chunk>| c.last_write_round.load(Ordering::Relaxed) + IDLE_ROUNDS <= round;
+        if chunks.iter().any(|c| idle(c) && !self.is_synced(c)) {
+            self.sync(Vec::new())?;
+        }
+        // When the set is nearly full, the coldest go even if they aren't cold: else a writer would have to clean them.
         let mut must_go = crowded;
-        let idle = |c: &Arc<Chunk>| {
+        let cold = |c: &Arc<Chunk>| {
             let crowded_out = must_go > 0;
             must_go = must_go.saturating_sub(1);
-            crowded_out || c.last_write_round.load(Ordering::Relaxed) + IDLE_ROUNDS <= round
+            crowded_out || c.hot_until_round.load(Ordering::Relaxed) <= round
         };
-        Ok(self.clean(chunks.into_iter().filter(idle).collect())?)
+        Ok(self.clean(chunks.into_iter().take(max).filter(cold).collect())?)
     }
 
     /// Sets the generation and sequence of a chunk, as catch-up does when the content is equal already. Durable at
@@ -104,7 +111,7 @@ impl Disk {
             state.version = header.version;
             state.dirty = true;
         }
-        self.touch(chunk);
+        self.touch(chunk, IDLE_ROUNDS);
         chunk.release_header(state);
         self.unreserve_hot(result.is_ok().then_some(chunk));
         result
@@ -188,7 +195,7 @@ impl Disk {
     /// Adds a chunk whose mark is stable already: one recovered after an unclean stop.
     pub(super) fn add_hot(&self, id: ChunkId) {
         if let Some(chunk) = self.find(id) {
-            self.touch(&chunk);
+            self.touch(&chunk, IDLE_ROUNDS);
             self.hot.lock().chunks.insert(id, chunk);
         }
     }
@@ -201,7 +208,7 @@ impl Disk {
         }
     }
 
-    /// Takes a place in the hot set; if it is full, cleans the least recently written chunks first. Where none can be
+    /// Takes a place in the hot set; if it is full, cleans the coldest chunks first. Where none can be
     /// cleaned for a while, as their leaves can't be read, the set grows: more is rehashed after an unclean stop, but no
     /// write waits for ever.
     pub(super) fn reserve_hot(&self) -> Result<(), DiskFault> {
@@ -214,7 +221,7 @@ impl Disk {
                     hot.reserved += 1;
                     return Ok(());
                 }
-                hot.least_recently_written(CLEAN_BATCH)
+                hot.coldest(CLEAN_BATCH)
             };
             // Those that the guests' own flushes cover need no fdatasync here.
             if oldest.iter().any(|c| self.is_synced(c)) {
@@ -242,9 +249,12 @@ impl Disk {
         self.hot_changed.notify_all();
     }
 
-    pub(super) fn touch(&self, chunk: &Chunk) {
+    /// A chunk is written, and likely to be written again in the next `rounds` calls of `clean_some`.
+    pub(super) fn touch(&self, chunk: &Chunk, rounds: u64) {
+        let round = self.clean_rounds.load(Ordering::Relaxed);
         chunk.last_write.store(self.write_clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        chunk.last_write_round.store(self.clean_rounds.load(Ordering::Relaxed), Ordering::Relaxed);
+        chunk.last_write_round.store(round, Ordering::Relaxed);
+        chunk.hot_until_round.fetch_max(round + rounds, Ordering::Relaxed);
     }
 
     /// Makes headers stable, together with those of other callers.

@@ -78,6 +78,7 @@ impl Disk {
             first_block: block,
             leaves: &leaves,
             data: &data,
+            copy: false,
         })
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn content(seed: u64, blocks: usize) -> Vec<u8> {
 
 pub(super) fn write(disk: &Disk, c: ChunkId, sequence: u64, first_block: usize, data: &[u8]) -> Result<(), WriteChunk> {
     let leaves = hashtree::leaves_of(first_block, data);
-    disk.write(&WriteOp { pg: PG, chunk: c, generation: G1, sequence, first_block, leaves: &leaves, data })
+    disk.write(&WriteOp { pg: PG, chunk: c, generation: G1, sequence, first_block, leaves: &leaves, data, copy: false })
 }
 
 fn read(disk: &Disk, c: ChunkId, first: usize, count: usize) -> Result<Vec<u8>, ReadChunk> {
@@ -255,6 +255,40 @@ fn the_hot_set_is_bounded_and_idle_chunks_are_cleaned() {
         assert_eq!(c.root, Some(hashtree::root(&disk.leaves(c.chunk).unwrap().unwrap())));
         assert_eq!(read(&disk, c.chunk, 0, 2), Ok(content(u64::from(c.chunk.index), 2)));
     }
+}
+
+/// A mark costs a stable write that a guest waits for: its chunks keep theirs, and copies don't take their places.
+#[test]
+fn what_guests_write_stays_marked_and_what_copies_write_makes_room() {
+    let p = place();
+    let disk = Disk::open(&p.path, OpenOptions { hot_chunks_max: 8, ..OpenOptions::default() }).expect("opens");
+    let guest_writes = || (0..3).for_each(|i| write(&disk, chunk(i), 1, 0, &content(1, 2)).expect("writes"));
+    guest_writes();
+    for i in 10..30 {
+        let data = content(i, 2);
+        let leaves = hashtree::leaves_of(0, &data);
+        let chunk = chunk(i as u32);
+        let op = WriteOp {
+            pg: PG,
+            chunk,
+            generation: G1,
+            sequence: 0,
+            first_block: 0,
+            leaves: &leaves,
+            data: &data,
+            copy: true,
+        };
+        disk.write(&op).expect("writes");
+        disk.clean_some(100).expect("cleans");
+    }
+    for _ in 0..4 {
+        disk.clean_some(100).expect("cleans");
+    }
+    let dirty: Vec<u32> = disk.chunk_table(PG).iter().filter(|c| c.dirty).map(|c| c.chunk.index).collect();
+    assert_eq!(dirty, [0, 1, 2]);
+    let headers = disk.counters().header_writes;
+    guest_writes();
+    assert_eq!(disk.counters().header_writes, headers, "no stable write for chunks that are marked");
 }
 
 #[test]

@@ -359,6 +359,7 @@ fn carry_out(disk: &Disk, pg: PgId, op: DiskOp, unsure: &Mutex<HashSet<ChunkId>>
                 first_block: first_block as usize,
                 leaves: &leaves,
                 data: &data,
+                copy: false,
             })),
             Operation::Zero { chunk, first_block, count } => {
                 written(disk.zero(pg, chunk, generation, sequence, first_block as usize, count as usize))
@@ -455,6 +456,7 @@ fn copy(disk: &Disk, pg: PgId, chunk: ChunkId, blocks: &[(u32, Hash)], data: &By
             first_block: blocks[i].0 as usize,
             leaves: &leaves,
             data: &content,
+            copy: true,
         };
         match written(disk.write(&op)) {
             DiskResult::Done => i += run,

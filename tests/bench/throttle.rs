@@ -299,6 +299,8 @@ fn main() {
         ("40 % load, foreground", share, vec!["--profile", "foreground"]),
         ("40 % load, recovery", share, vec!["--profile", "recovery"]),
         ("40 % load, static cap", share, vec!["--floor", &half, "--cap", &half]),
+        ("40 % load, at 20 MiB/s a disk", share, vec!["--floor", "20MiB/s", "--cap", "20MiB/s"]),
+        ("40 % load, at 60 MiB/s a disk", share, vec!["--floor", "60MiB/s", "--cap", "60MiB/s"]),
         ("40 % load, no throttle", share, vec!["--floor", "60GiB/s"]),
         ("full load, balanced", whole, vec![]),
         ("full load, foreground", whole, vec!["--profile", "foreground"]),
@@ -309,7 +311,9 @@ fn main() {
     println!("| case | IOPS, of quiet | worst second | p99, × quiet | resync MiB/s, of idle | took | runs |");
     println!("|---|---|---|---|---|---|---|");
     for (name, load, set) in cases {
-        if !only.is_empty() && !only.iter().any(|o| name.contains(o.as_str())) {
+        // What a given rate costs, in minutes: for those who ask.
+        let on_request = name.ends_with("a disk");
+        if only.is_empty() && on_request || !only.is_empty() && !only.iter().any(|o| name.contains(o.as_str())) {
             continue;
         }
         let mut all = Vec::new();
@@ -319,7 +323,7 @@ fn main() {
                 let args: Vec<&str> = ["resync", "set"].into_iter().chain(set.iter().copied()).collect();
                 bed.dev.cli(&args);
             }
-            let file = format!("{}-{run}", name.replace([' ', '%', ','], "-").replace("--", "-"));
+            let file = format!("{}-{run}", name.replace([' ', '%', ',', '/'], "-").replace("--", "-"));
             let shown = case(&mut bed, &file, Some(load));
             plot(&plots.join(format!("{file}.svg")), name, &shown.seconds);
             all.push(shown);

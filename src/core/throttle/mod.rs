@@ -29,7 +29,8 @@
 //!   operations there are, and a single pause of the device costs one bounded step.
 //! - Where the window's p99 is far below the target, the increase is larger: up to 25 % a tick until the first overload
 //!   of a busy period (the search), later up to 6 %, in proportion to the headroom, and always a small constant, so that a
-//!   rate of zero can rise; not near the rate of the last overload.
+//!   rate of zero can rise; near the rate of the last overload only as far as the allowance of the last ten seconds is
+//!   left ([`Account`]).
 //! - *Overload*, more than one in twenty over the target for [`OVERLOAD_TICKS`] ticks on × 0.7 each tick until it is
 //!   over, then a rest of [`SETTLE_TICKS`], so that what is queued can drain before it counts again.
 //! - A rate that resync doesn't use isn't raised: an unused allowance would be spent at once when work comes.
@@ -109,6 +110,10 @@ const OVERLOAD_FACTOR: f64 = 0.7;
 const WAKE_TICKS: u32 = 5;
 /// Operations that the window's percentile should rest on; the decay is chosen for it.
 const WINDOW_OPERATIONS: f64 = 200.0;
+/// What a tick leaves of the account of what guests were allowed and had: it covers about ten seconds.
+const ACCOUNT_KEEPS: f64 = 0.99;
+/// A minute after an overload a busy period begins with a search, as if there had been none.
+const KNEE_STALE_TICKS: u32 = 600;
 /// Ticks after an overload in which there is no change.
 const SETTLE_TICKS: u32 = 3;
 /// A window with fewer operations says nothing of headroom.
@@ -152,8 +157,11 @@ pub struct Controller {
     rate: f64,
     /// No decrease yet in this busy period.
     searching: bool,
-    /// The rate at the last decrease; near it the increase is slow.
+    /// The rate at the last overload; near it the increase is slow.
     knee: f64,
+    /// Ticks since then.
+    knee_ticks: u32,
+    account: Account,
     settle_ticks: u32,
     /// Ticks on end with many operations over the target.
     bad_ticks: u32,
@@ -181,6 +189,25 @@ pub struct Controller {
     limited_by: LimitedBy,
 }
 
+/// Operations over the target, and how many were allowed, of late.
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    allowed: f64,
+    over: f64,
+}
+
+impl Account {
+    fn enter(&mut self, allowed: f64, over: f64) {
+        self.allowed = self.allowed * ACCOUNT_KEEPS + allowed;
+        self.over = self.over * ACCOUNT_KEEPS + over;
+    }
+
+    /// The part of what was allowed that is left; 0: all is spent, or more.
+    fn left(&self) -> f64 {
+        if self.allowed > 0.0 { (1.0 - self.over / self.allowed).max(0.0) } else { 0.0 }
+    }
+}
+
 /// Whether resync loses ground, judged each second.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ground {
@@ -200,6 +227,8 @@ impl Controller {
             rate: 0.0,
             searching: true,
             knee: RATE_MAX,
+            knee_ticks: 0,
+            account: Account::default(),
             settle_ticks: 0,
             bad_ticks: 0,
             quiet_ticks: IDLE_TICKS,
@@ -237,6 +266,7 @@ impl Controller {
         self.critical = sample.wanted[0];
         self.wanted = sample.wanted;
         self.since_probe = self.since_probe.saturating_add(sample.elapsed);
+        self.knee_ticks = self.knee_ticks.saturating_add(1);
         if operations > 0.0 || self.phase != Phase::Idle {
             let now = operations / seconds;
             let weight = if self.operations_per_sec > 0.0 { 0.05 } else { 1.0 };
@@ -323,6 +353,9 @@ impl Controller {
 
     /// Guests are back: the rate that was right for them before, or the floor.
     fn wake(&mut self) {
+        if self.knee_ticks >= KNEE_STALE_TICKS {
+            self.knee = RATE_MAX;
+        }
         self.searching = self.knee >= RATE_MAX;
         self.settle_ticks = 0;
         if !self.quiet.is_known() && self.policy.target_p99_us.is_none() {
@@ -358,10 +391,6 @@ impl Controller {
             // Operations are so rare that no baseline has come together: nobody is hurt who could be measured.
             return self.maybe_probe(sample);
         }
-        if self.settle_ticks > 0 {
-            self.settle_ticks -= 1;
-            return;
-        }
         let (mut operations, mut over, mut anyway) = (0.0, 0.0, 0.0);
         for kind in Kind::ALL {
             let latencies = sample.latencies.of(kind);
@@ -370,6 +399,11 @@ impl Controller {
                 over += latencies.above_us(target * AIM);
                 anyway += latencies.total() * self.quiet.part_over(kind, target * AIM).min(NOISE_MAX);
             }
+        }
+        self.account.enter(operations / 100.0 + anyway, over);
+        if self.settle_ticks > 0 {
+            self.settle_ticks -= 1;
+            return;
         }
         self.bad_ticks = if over > BAD_PART * operations + anyway { self.bad_ticks + 1 } else { 0 };
         let allowances = (operations / 100.0 + anyway - over) / (operations.max(FINE_OPERATIONS) / 100.0);
@@ -407,7 +441,7 @@ impl Controller {
 
     fn overload(&mut self, effective: f64) {
         if self.bad_ticks == OVERLOAD_TICKS {
-            self.knee = effective;
+            (self.knee, self.knee_ticks) = (effective, 0);
         }
         self.rate = effective * OVERLOAD_FACTOR;
         self.searching = false;
@@ -436,14 +470,15 @@ impl Controller {
         if self.searching {
             return effective * (1.0 + 0.25 * headroom.max(0.2)) + STEP_BYTES_PER_SEC;
         }
-        if effective > 0.85 * self.knee && effective < 1.2 * self.knee {
-            return fine;
-        }
         if effective >= 1.2 * self.knee {
             // The old limit has gone.
             self.knee = RATE_MAX;
         }
-        fine.max(effective * (1.0 + 0.06 * headroom) + STEP_BYTES_PER_SEC.min(effective * 0.05 + 4096.0))
+        let coarse = 0.06 * headroom * effective + STEP_BYTES_PER_SEC.min(effective * 0.05 + 4096.0);
+        // An overload with a sharp edge spends ten seconds' allowance at once; where much is left the limit has moved, as when
+        // other disks' copies have ended.
+        let part = if effective > 0.85 * self.knee { self.account.left() } else { 1.0 };
+        fine.max(effective + coarse * part)
     }
 
     /// Starts a probe when the baseline is old, or was learnt under another load.
