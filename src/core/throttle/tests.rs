@@ -146,3 +146,25 @@ fn absurd_input_gives_a_decision() {
         }
     }
 }
+
+/// What a drain showed: one disk stayed at a third of the others' rate for ten seconds after they had stopped copying, as it had
+/// been overloaded a little when all of them copied.
+#[test]
+fn an_old_overload_holds_nothing_up_while_guests_have_most_of_their_allowance_left() {
+    let mut c = busy(Policy::default());
+    for _ in 0..30 {
+        step(&mut c, 1_000);
+    }
+    let rate = |c: &mut Controller| c.decision().rate_bytes_per_sec.unwrap_or(0);
+    let knee = rate(&mut c);
+    // One in sixteen over the target, until it is taken for an overload.
+    while rate(&mut c) > knee * 9 / 10 {
+        let mut bad = sample(188, 1_000, rate(&mut c) / 10);
+        bad.latencies.add_bucket(Kind::SmallRead, Histogram::bucket(4_000), 12);
+        c.handle_sample(&bad);
+    }
+    let ticks =
+        (0..300).take_while(|_| step(&mut c, 1_000).rate_bytes_per_sec.is_some_and(|r| r < knee * 6 / 5)).count();
+    // The fine loop alone takes 70 for the last third.
+    assert!(ticks < 60, "{ticks}");
+}
