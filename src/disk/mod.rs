@@ -72,8 +72,8 @@ pub struct OpenOptions {
     /// The superblock's version when the disk was last opened here, 0 if it never was. A lower one is that of an old copy
     /// put back: it says that it was stopped cleanly, but lacks what was written since, so it gets a new boot id (R1).
     pub version_min: u64,
-    /// Chunks that may be marked dirty at once: what is rehashed after an unclean stop (2,048: 8 GiB, some seconds
-    /// of an SSD, a minute of an HDD). More means fewer header writes under scattered load.
+    /// Chunks that may be marked dirty at once: what is rehashed after an unclean stop (1,024: 4 GiB, some seconds
+    /// of an SSD). More means fewer header writes under scattered load.
     pub hot_chunks_max: usize,
     /// Chunks whose leaves are kept in memory, 32 KiB each (2,048: 64 MiB, the leaves of 8 GiB).
     pub cached_leaves_max: usize,
@@ -81,7 +81,7 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { cluster: None, version_min: 0, hot_chunks_max: 2048, cached_leaves_max: 2048 }
+        OpenOptions { cluster: None, version_min: 0, hot_chunks_max: 1024, cached_leaves_max: 2048 }
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 use evenkeel::core::ids::{DiskId, NodeId, PgId, PoolId};
 use evenkeel::core::placement::{DiskState, FailureDomain, Input, PgPlacement, check, lower_bound, plan};
 
-use super::{hosts_of_ten, pool};
+use super::topologies::{hosts_of_ten, pool};
 
 /// The balancer's changes in one run: more than any of these maps needs.
 const CHANGES_MAX: &str = "1000000";

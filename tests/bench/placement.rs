@@ -5,42 +5,15 @@
 mod ceph;
 #[path = "../props/flow.rs"]
 mod flow;
+#[path = "../props/topologies.rs"]
+mod topologies;
 
 use std::time::Instant;
 
-use evenkeel::core::ids::{DiskId, NodeId, PoolId};
-use evenkeel::core::placement::{
-    DiskInfo, DiskState, FailureDomain, Input, PoolSpec, Topology, check, lower_bound, plan,
-};
+use evenkeel::core::ids::{NodeId, PoolId};
+use evenkeel::core::placement::{DiskState, FailureDomain, Input, PoolSpec, check, lower_bound, plan};
 
-fn hosts_of_ten(disks: u32, mixed: bool) -> Topology {
-    let disk = |i: u32| {
-        let host = i / 10;
-        DiskInfo {
-            id: DiskId(i + 1),
-            node: NodeId(host + 1),
-            rack: format!("r{}", host / 10),
-            zone: "z".to_owned(),
-            class: "ssd".to_owned(),
-            capacity_bytes: (4 << 40) << u32::from(mixed && i % 2 == 1),
-            ..DiskInfo::default()
-        }
-    };
-    Topology { disks: (0..disks).map(disk).collect() }
-}
-
-/// The one pool of a cluster.
-fn pool(failure_domain: FailureDomain, pg_count: u32) -> PoolSpec {
-    PoolSpec {
-        id: PoolId(1),
-        name: "default".to_owned(),
-        replicas: 3,
-        min_replicas: 2,
-        failure_domain,
-        class: None,
-        pg_count,
-    }
-}
+use topologies::{hosts_of_ten, pool};
 
 /// The process's greatest resident memory so far, in MiB.
 fn peak_rss_mib() -> u64 {

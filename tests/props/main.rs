@@ -7,6 +7,7 @@ mod flow;
 mod placement;
 mod placement_oracle;
 mod simulate;
+mod topologies;
 
 use proptest::test_runner::{Config, RngSeed};
 

@@ -8,36 +8,13 @@ use evenkeel::core::placement::{
 };
 use proptest::prelude::*;
 
-/// Hosts of ten disks, racks of ten hosts; every second host has disks of twice the size if `mixed`.
-fn hosts_of_ten(disks: u32, mixed: bool) -> Topology {
-    let disk = |i: u32| {
-        let host = i / 10;
-        DiskInfo {
-            id: DiskId(i + 1),
-            node: NodeId(host + 1),
-            rack: format!("r{}", host / 10),
-            zone: "z".to_owned(),
-            class: "ssd".to_owned(),
-            capacity_bytes: (4 << 40) << u32::from(mixed && i % 2 == 1),
-            ..DiskInfo::default()
-        }
-    };
-    Topology { disks: (0..disks).map(disk).collect() }
-}
+use super::topologies::{hosts_of_ten, pool};
 
 fn placed(disks: u32, mixed: bool) -> Input {
     // Twelve disks are too few for hosts of ten: each disk is its own domain there.
     let failure_domain = if disks < 30 { FailureDomain::Disk } else { FailureDomain::Node };
-    let pool = PoolSpec {
-        id: PoolId(1),
-        name: "default".to_owned(),
-        replicas: 3,
-        min_replicas: 2,
-        failure_domain,
-        class: None,
-        pg_count: (disks * 100 / 3).next_power_of_two() / 2,
-    };
-    let mut input = Input { topology: hosts_of_ten(disks, mixed), pools: vec![pool], ..Input::default() };
+    let pools = vec![pool(failure_domain, (disks * 100 / 3).next_power_of_two() / 2)];
+    let mut input = Input { topology: hosts_of_ten(disks, mixed), pools, ..Input::default() };
     input.current = plan(&input).target;
     input.current.iter_mut().for_each(|r| r.bytes = (8 + u64::from(r.pg.index % 5)) << 30);
     input

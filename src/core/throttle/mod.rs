@@ -112,8 +112,6 @@ const WAKE_TICKS: u32 = 5;
 const WINDOW_OPERATIONS: f64 = 200.0;
 /// What a tick leaves of the account of what guests were allowed and had: it covers about ten seconds.
 const ACCOUNT_KEEPS: f64 = 0.99;
-/// A minute after an overload a busy period begins with a search, as if there had been none.
-const KNEE_STALE_TICKS: u32 = 600;
 /// Ticks after an overload in which there is no change.
 const SETTLE_TICKS: u32 = 3;
 /// A window with fewer operations says nothing of headroom.
@@ -159,8 +157,6 @@ pub struct Controller {
     searching: bool,
     /// The rate at the last overload; near it the increase is slow.
     knee: f64,
-    /// Ticks since then.
-    knee_ticks: u32,
     account: Account,
     settle_ticks: u32,
     /// Ticks on end with many operations over the target.
@@ -227,7 +223,6 @@ impl Controller {
             rate: 0.0,
             searching: true,
             knee: RATE_MAX,
-            knee_ticks: 0,
             account: Account::default(),
             settle_ticks: 0,
             bad_ticks: 0,
@@ -266,7 +261,6 @@ impl Controller {
         self.critical = sample.wanted[0];
         self.wanted = sample.wanted;
         self.since_probe = self.since_probe.saturating_add(sample.elapsed);
-        self.knee_ticks = self.knee_ticks.saturating_add(1);
         if operations > 0.0 || self.phase != Phase::Idle {
             let now = operations / seconds;
             let weight = if self.operations_per_sec > 0.0 { 0.05 } else { 1.0 };
@@ -353,9 +347,6 @@ impl Controller {
 
     /// Guests are back: the rate that was right for them before, or the floor.
     fn wake(&mut self) {
-        if self.knee_ticks >= KNEE_STALE_TICKS {
-            self.knee = RATE_MAX;
-        }
         self.searching = self.knee >= RATE_MAX;
         self.settle_ticks = 0;
         if !self.quiet.is_known() && self.policy.target_p99_us.is_none() {
@@ -441,7 +432,7 @@ impl Controller {
 
     fn overload(&mut self, effective: f64) {
         if self.bad_ticks == OVERLOAD_TICKS {
-            (self.knee, self.knee_ticks) = (effective, 0);
+            self.knee = effective;
         }
         self.rate = effective * OVERLOAD_FACTOR;
         self.searching = false;
