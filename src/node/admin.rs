@@ -9,7 +9,7 @@ use axum::Router;
 use axum::extract::Path;
 use axum::routing::get;
 
-use super::engine::{Counters, Event};
+use super::engine::{Counters, Event, Events};
 use super::throttle::Throttle;
 use crate::api::metrics::NodeMetrics;
 use crate::core::cluster::ResyncClass;
@@ -51,7 +51,7 @@ impl Observed {
 }
 
 /// All routes.
-pub(super) fn router(observed: Observed, events: crossbeam_channel::Sender<Event>, console: Router) -> Router {
+pub(super) fn router(observed: Observed, events: Events, console: Router) -> Router {
     let text = move || {
         observed.fill();
         let text = observed.metrics.text();
@@ -65,7 +65,7 @@ pub(super) fn router(observed: Observed, events: crossbeam_channel::Sender<Event
                 return format!("{pg} is no PG: write it as POOL.INDEX, like 1.60\n");
             };
             let (answer, said) = tokio::sync::oneshot::channel();
-            drop(events.send(Event::Describe { pg, answer }));
+            events.push(Event::Describe { pg, answer });
             match said.await {
                 Ok(text) if text.is_empty() => format!("no disk of this node has a replica of PG {pg}\n"),
                 Ok(text) => text,

@@ -2,8 +2,8 @@
 //!
 //! A node's other messages share one or two worker threads. Unpacking a megabyte of a copy there would hold up each of
 //! them, and on a host whose cores are busy a copy takes its turns from guests. So all Resync links, and hashing and
-//! encoding of what travels on them, stay on this thread; the kernel lets it wait when the cores are wanted, and it keeps
-//! a part of one even then, so that copies never stand still. Peers learn the port from the hello of their foreground
+//! encoding of what travels on them, stay on this thread; the kernel lets it wait when the cores are wanted, and it gets
+//! a part of one even then (`cpu`), so that copies never stand still. Peers learn the port from the hello of their foreground
 //! link; a peer of a release that has no such port is dialed at its main one.
 
 use std::collections::HashMap;
@@ -14,14 +14,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
+use super::cpu;
 use crate::core::ids::NodeId;
 use crate::net::identity::Identity;
 use crate::net::quic::{BindEndpointError, Endpoint};
 use crate::net::tuning::Tuning;
-
-/// CPU priority of what only copies need, as nice(2) counts: against a thread of guests' IO that wants the same core it gets
-/// a quarter, which is more than any floor needs.
-pub const NICENESS: i32 = 5;
 
 /// The bulk thread's handle.
 pub struct Bulk {
@@ -57,7 +54,8 @@ impl Bulk {
         let handle = runtime.handle().clone();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         std::thread::Builder::new().name("copies".to_owned()).spawn(move || {
-            yield_to_guests();
+            cpu::yield_to_guests();
+            runtime.spawn(cpu::give_way());
             // Ends when the handle is dropped; nothing is sent.
             let _ = runtime.block_on(stopped);
         })?;
@@ -81,15 +79,5 @@ impl Bulk {
     /// Where to dial a peer; `main` is its foreground address.
     pub fn peer(&self, node: NodeId, main: SocketAddr) -> SocketAddr {
         self.peers.lock().get(&node).copied().unwrap_or(main)
-    }
-}
-
-/// Lowers the calling thread's CPU priority below that of its process: it does nothing that a guest waits for. Where that
-/// isn't allowed, it runs like the others.
-pub(super) fn yield_to_guests() {
-    let lowered = rustix::process::getpriority_process(None)
-        .and_then(|now| rustix::process::setpriority_process(None, now + NICENESS));
-    if let Err(error) = lowered {
-        tracing::debug!(%error, "a thread for copies keeps the ordinary priority");
     }
 }

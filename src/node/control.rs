@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::Sender as EventSender;
 use prost::Message;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::engine::Event;
+use super::engine::{Event, Events};
 use super::links::Links;
 use crate::api::metrics::IntGauge;
 use crate::core::cluster::{ClusterMap, PgConfig};
@@ -158,7 +157,7 @@ pub struct Control {
     /// Makes the registration anew for each connection: what the disks know changes.
     pub register: Box<dyn Fn(&ClusterMap) -> msg::Register + Send>,
     /// To the engine.
-    pub events: EventSender<Event>,
+    pub events: Events,
     /// Told when the first registration has been taken.
     pub registered: Option<tokio::sync::oneshot::Sender<()>>,
     /// 1 while the link is up.
@@ -308,7 +307,7 @@ impl Control {
                     return Ok(false);
                 }
                 let changed: Vec<PgConfig> = ids.iter().filter_map(|id| map.pgs.get(id).cloned()).collect();
-                drop(self.events.send(Event::Map { map: Arc::new(map.clone()), changed }));
+                self.events.push(Event::Map { map: Arc::new(map.clone()), changed });
             }
             kind::PROPOSE_REPLY => {
                 if let Ok(reply) = msg::ProposeReply::decode(f.meta.as_ref()) {
@@ -316,21 +315,21 @@ impl Control {
                     if !reply.accepted {
                         tracing::info!(pg = %PgId::from_u64(reply.pg), reason = reply.reason, "a proposal was not taken");
                     }
-                    drop(self.events.send(Event::Outcome {
+                    self.events.push(Event::Outcome {
                         pg: PgId::from_u64(reply.pg),
                         proposal: reply.proposal,
                         accepted: reply.accepted,
                         config: reply.config.and_then(|c| c.try_into().ok()),
-                    }));
+                    });
                 }
             }
             kind::PURGE => {
                 if let Ok(purge) = msg::Purge::decode(f.meta.as_ref()) {
-                    drop(self.events.send(Event::Purge {
+                    self.events.push(Event::Purge {
                         pg: PgId::from_u64(purge.pg),
                         disk: DiskId(purge.disk),
                         up_to: Generation { epoch: purge.up_to_epoch, n: purge.up_to_n },
-                    }));
+                    });
                 }
             }
             kind::REFUSED => return Err(ControlError::refused(f)),

@@ -25,7 +25,7 @@ use crate::core::units::BLOCK_BYTES;
 use crate::disk::{Disk, PgRecord, PutPg, ReadChunk, WriteChunk, WriteOp};
 use crate::wire::stored::StoredPg;
 
-use super::bulk::yield_to_guests;
+use super::cpu::yield_to_guests;
 use super::queue::Queue;
 
 /// Threads for what may wait for the disk: enough queue depth for an SSD, few enough for a small host.

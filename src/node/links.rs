@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::Sender as EventSender;
 use prost::Message;
 
 use super::bulk::Bulk;
-use super::engine::Event;
+use super::engine::{Event, Events};
 use crate::core::ids::{DiskId, NodeId, PgId};
 use crate::net::channel::{Channel, Receiver};
 use crate::net::identity::Role;
@@ -39,7 +38,7 @@ pub struct Links {
     /// For copies.
     pub bulk: Bulk,
     /// To the engine.
-    pub events: EventSender<Event>,
+    pub events: Events,
     /// First frame of every channel.
     pub hello: PeerHello,
     /// Numbers channels.
@@ -78,9 +77,9 @@ impl Links {
         self.bulk.set_peer(node, bulk_port.map(|port| SocketAddr::new(addr.ip(), port)));
         let id = self.channel_id();
         let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
-        drop(self.events.send(Event::PeerUp { node, id, outbox, lease_addr, process: hello.process }));
+        self.events.push(Event::PeerUp { node, id, outbox, lease_addr, process: hello.process });
         self.read_peer(node, None, &mut receiver).await;
-        drop(self.events.send(Event::PeerDown { node, id }));
+        self.events.push(Event::PeerDown { node, id });
     }
 
     async fn read_peer(&self, node: NodeId, session: Option<u64>, receiver: &mut Receiver) {
@@ -89,7 +88,7 @@ impl Links {
             for frame in frames.drain(..) {
                 match replica::decode(&frame) {
                     Ok((address, message)) => {
-                        drop(self.events.send(Event::Peer { node, session, address, message }));
+                        self.events.push(Event::Peer { node, session, address, message });
                     }
                     Err(replica::DecodePeer::UnknownKind(unknown)) => {
                         tracing::warn!(kind = unknown, "ignored a message that this release doesn't know");
@@ -97,7 +96,7 @@ impl Links {
                     Err(error) => {
                         // The sender resends what isn't acked when the link is made anew.
                         tracing::error!(%error, "dropped a peer's link");
-                        drop(self.events.send(Event::Mismatch));
+                        self.events.push(Event::Mismatch);
                         return;
                     }
                 }
@@ -146,21 +145,21 @@ impl Links {
         }
         let id = self.channel_id();
         let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
-        drop(self.events.send(Event::InboundUp { node, id, outbox, process: theirs.process }));
+        self.events.push(Event::InboundUp { node, id, outbox, process: theirs.process });
         self.read_peer(node, None, &mut receiver).await;
-        drop(self.events.send(Event::InboundDown { node, id }));
+        self.events.push(Event::InboundDown { node, id });
     }
 
     async fn serve_client(&self, channel: Channel) {
         let (sender, mut receiver) = channel.split();
         let id = self.channel_id();
         let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
-        drop(self.events.send(Event::ClientUp { id, outbox: outbox.clone() }));
+        self.events.push(Event::ClientUp { id, outbox: outbox.clone() });
         let mut frames = Vec::new();
         while receiver.recv_batch(&mut frames).await.is_some() {
             for frame in frames.drain(..) {
                 match client::decode_request(&frame) {
-                    Ok(received) => drop(self.events.send(Event::Client { conn: id, received })),
+                    Ok(received) => self.events.push(Event::Client { conn: id, received }),
                     Err(error) => {
                         tracing::error!(%error, "refused a gateway's request");
                         if let Some(request) = client::request_id(&frame) {
@@ -170,7 +169,7 @@ impl Links {
                 }
             }
         }
-        drop(self.events.send(Event::ClientDown { id }));
+        self.events.push(Event::ClientDown { id });
     }
 
     async fn serve_session(&self, node: NodeId, hello: &Frame, channel: Channel) {
@@ -181,15 +180,15 @@ impl Links {
         let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
         let class = hello.class;
         let opened = (hello.process, hello.session);
-        drop(self.events.send(Event::SessionAccepted { pg, learner, primary, class, id, opened, outbox }));
+        self.events.push(Event::SessionAccepted { pg, learner, primary, class, id, opened, outbox });
         self.read_peer(node, Some(id), &mut receiver).await;
-        drop(self.events.send(Event::SessionEnded { pg, me: learner, peer: primary, id }));
+        self.events.push(Event::SessionEnded { pg, me: learner, peer: primary, id });
     }
 
     /// Ends a session that can't be opened now, so that it is tried again.
     pub async fn no_session(&self, id: u64, pg: PgId, primary: DiskId, learner: DiskId) {
         tokio::time::sleep(SESSION_RETRY).await;
-        drop(self.events.send(Event::SessionEnded { pg, me: primary, peer: learner, id }));
+        self.events.push(Event::SessionEnded { pg, me: primary, peer: learner, id });
     }
 
     /// Opens a session's stream to a learner, trying until it is up; reads it until it ends. `id` comes from
@@ -216,10 +215,10 @@ impl Links {
             {
                 let (sender, mut receiver) = channel.split();
                 let outbox = Outbox::new(sender, tokio::runtime::Handle::current());
-                drop(self.events.send(Event::SessionOpened { pg, me: primary, learner, id, outbox }));
+                self.events.push(Event::SessionOpened { pg, me: primary, learner, id, outbox });
                 self.read_peer(node, Some(id), &mut receiver).await;
                 tokio::time::sleep(SESSION_RETRY).await;
-                return drop(self.events.send(Event::SessionEnded { pg, me: primary, peer: learner, id }));
+                return self.events.push(Event::SessionEnded { pg, me: primary, peer: learner, id });
             }
             tokio::time::sleep(SESSION_RETRY).await;
         }

@@ -7,6 +7,7 @@ mod admin;
 pub mod bulk;
 mod console;
 pub mod control;
+mod cpu;
 pub mod disks;
 pub mod engine;
 pub mod leases;
@@ -41,7 +42,7 @@ use crate::wire::replica::PeerHello;
 use bulk::Bulk;
 use control::{Control, ControlError};
 use disks::DiskHandle;
-use engine::{Engine, Event, Parts};
+use engine::{Engine, Event, Events, Parts};
 use links::Links;
 use throttle::Throttle;
 
@@ -266,7 +267,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     let coordinator = membership.coordinator_addr;
     tokio::pin!(shutdown);
 
-    let (events, event_queue) = crossbeam_channel::unbounded();
+    let events = Events::default();
     let opened = tokio::select! {
         opened = open_disks(&config, &membership, &endpoint, coordinator) => opened?,
         () = &mut shutdown => return Ok(()),
@@ -276,7 +277,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
         tokio::task::spawn_blocking(move || {
             let start = |disk: Disk| {
                 let events = events.clone();
-                DiskHandle::start(disk, move |done| drop(events.send(Event::Disk(done))))
+                DiskHandle::start(disk, move |done| events.push(Event::Disk(done)))
             };
             opened.into_iter().map(start).map(|d| (d.id(), d)).collect::<BTreeMap<DiskId, DiskHandle>>()
         })
@@ -366,7 +367,10 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
         let engine = Engine::new(parts);
         std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || engine.run(&event_queue))
+            .spawn({
+                let events = events.clone();
+                move || engine.run(&events)
+            })
             .map_err(|e| RunNode::Leases(e.to_string()))?
     };
     let accepting = tokio::spawn(links.clone().accept());
@@ -411,7 +415,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     accepting.abort();
     watching.abort();
     let (done, stopped) = crossbeam_channel::bounded(1);
-    drop(events.send(Event::Stop(done)));
+    events.push(Event::Stop(done));
     let waited = tokio::task::spawn_blocking(move || {
         let _ = stopped.recv();
         engine_thread.join().is_ok()

@@ -1,6 +1,7 @@
 //! A queue between threads whose consumers sleep without spinning first and take all that waits at once.
 //!
-//! On a host with few cores a spinning consumer takes time from the threads that would feed it.
+//! On a host with few cores a spinning consumer takes time from the threads that would feed it. One that spins with
+//! sched_yield(2) is worse off: it gives its core to whatever else can run, a copy's hashing, until the next tick of the clock.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -38,6 +39,14 @@ impl<T> Queue<T> {
     pub fn close(&self) {
         self.inner.lock().closed = true;
         self.filled.notify_all();
+    }
+
+    /// Closes it, and drops what waits.
+    pub fn abandon(&self) {
+        self.close();
+        let dropped = std::mem::take(&mut self.inner.lock().items);
+        // Outside of the lock: an item may wake up who waits for it.
+        drop(dropped);
     }
 
     /// Waits for items and takes up to `max` of them, in order; empty after `timeout`. `None`: closed and drained.
@@ -79,5 +88,15 @@ mod tests {
         queue.close();
         queue.push(100);
         assert_eq!(consumer.join().unwrap(), (0..100).collect::<Vec<i32>>());
+    }
+
+    #[test]
+    fn what_nobody_will_take_is_dropped() {
+        let (queue, item) = (Queue::default(), Arc::new(()));
+        queue.push(item.clone());
+        queue.abandon();
+        queue.push(item.clone());
+        assert_eq!(Arc::strong_count(&item), 1);
+        assert_eq!(queue.take(10, Duration::ZERO), None);
     }
 }

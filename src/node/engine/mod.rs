@@ -16,13 +16,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::Sender;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::control::ToCoordinator;
 use super::disks::{DiskHandle, Job, JobDone};
 use super::leases::{Leases, now};
 use super::links::Links;
+use super::queue::Queue;
 use super::throttle::Throttle;
 use super::watch::Watch;
 use crate::api::metrics::{ForegroundMetrics, Operation};
@@ -52,6 +53,18 @@ const EARLY_MAX: usize = 65_536;
 const ACCEPTED_TOLD: u32 = 3;
 /// Housekeeping: reachability, deleted volumes.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
+
+/// How events come to the engine.
+pub type Events = Arc<Queue<Event>>;
+
+/// Lets go of all events when it is dropped.
+struct Abandon<'a>(&'a Events);
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
 
 /// What happens to a node.
 pub enum Event {
@@ -285,19 +298,16 @@ impl Engine {
     }
 
     /// Runs until `Stop`.
-    pub fn run(mut self, events: &Receiver<Event>) {
+    pub fn run(mut self, events: &Events) {
+        // However this ends: who waits for an answer then hears that there is none.
+        let _closed = Abandon(events);
         let mut next_tick = std::time::Instant::now();
         let mut next_housekeeping = next_tick;
         let mut next_stats = next_tick;
         loop {
             let wait = if self.ticking.is_empty() { HOUSEKEEPING } else { TICK };
-            let mut next = match events.recv_timeout(wait) {
-                Ok(event) => Some(event),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
-            let mut taken = 0;
-            while let Some(event) = next {
+            let Some(batch) = events.take(TURN_EVENTS, wait) else { return };
+            for event in batch {
                 if let Event::Stop(done) = event {
                     self.stop();
                     let _ = done.send(());
@@ -305,8 +315,6 @@ impl Engine {
                 }
                 self.handle(event);
                 self.start_next();
-                taken += 1;
-                next = if taken < TURN_EVENTS { events.try_recv().ok() } else { None };
             }
             let t = std::time::Instant::now();
             if t >= next_tick {

@@ -60,7 +60,7 @@ impl Engine {
             // Two disks of one node: no network between them.
             let node = NodeId(self.parts.links.hello.node);
             let event = Event::Peer { node, session: None, address, message };
-            return drop(self.parts.links.events.send(event));
+            return self.parts.links.events.push(event);
         }
         let answer = matches!(
             message,
