@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::cpu;
+use super::throttle::Throttle;
 use crate::core::ids::NodeId;
 use crate::net::identity::Identity;
 use crate::net::quic::{BindEndpointError, Endpoint};
@@ -49,13 +50,13 @@ impl Bulk {
     ///
     /// # Errors
     /// No thread, no runtime or no socket.
-    pub fn start(addr: SocketAddr, identity: Arc<Identity>) -> Result<Bulk, StartBulk> {
+    pub fn start(addr: SocketAddr, identity: Arc<Identity>, throttle: Arc<Throttle>) -> Result<Bulk, StartBulk> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         std::thread::Builder::new().name("copies".to_owned()).spawn(move || {
             cpu::yield_to_guests();
-            runtime.spawn(cpu::give_way());
+            runtime.spawn(cpu::give_way(move || throttle.is_below_floor()));
             // Ends when the handle is dropped; nothing is sent.
             let _ = runtime.block_on(stopped);
         })?;

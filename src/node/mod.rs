@@ -289,7 +289,8 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     let lease_addr = SocketAddr::new(addr.ip(), config.lease_port);
     let lease_port = leases::start(leases.clone(), identity.clone(), lease_addr).map_err(RunNode::Leases)?;
     let process = rand::random::<u64>() | 1;
-    let bulk = Bulk::start(SocketAddr::new(addr.ip(), config.bulk_port), identity.clone())?;
+    let throttle = Arc::new(Throttle::new());
+    let bulk = Bulk::start(SocketAddr::new(addr.ip(), config.bulk_port), identity.clone(), throttle.clone())?;
     let hello = PeerHello {
         node: membership.node.0,
         process,
@@ -303,7 +304,6 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     let stats = Arc::new(parking_lot::Mutex::new(msg::Stats::default()));
     let metrics = Arc::new(Metrics::node());
     metrics.daemon.set_certificates(identity.not_after_unix_seconds(), identity.ca_not_after_unix_seconds());
-    let throttle = Arc::new(Throttle::new());
 
     let observed = admin::Observed {
         metrics: metrics.clone(),

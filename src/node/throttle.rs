@@ -508,6 +508,11 @@ impl Throttle {
         self.with(disk, |disk| disk.control.lock().decision)
     }
 
+    /// Copies make less than their floor on some disk, and no gate holds them back.
+    pub fn is_below_floor(&self) -> bool {
+        self.disks.read().values().any(|disk| disk.control.lock().decision.below_floor)
+    }
+
     /// Foreground over all disks in the last second: p50 and p99 in microseconds, and operations per second.
     pub fn foreground_percentiles(&self) -> (u64, u64, f64) {
         let recent = self.recent.lock();

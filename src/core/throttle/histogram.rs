@@ -86,6 +86,12 @@ impl Histogram {
         self.total
     }
 
+    /// The sum of all latencies in microseconds: each counts as the middle of its bucket.
+    pub fn sum_us(&self) -> f64 {
+        let middle = |index| f64::midpoint(Self::lower_us(index), Self::lower_us(index + 1));
+        self.counts.iter().enumerate().map(|(index, count)| f64::from(*count) * middle(index)).sum()
+    }
+
     /// Weight of the operations slower than `us`, interpolated within its bucket.
     pub fn above_us(&self, us: f64) -> f64 {
         let mut sum = 0.0;

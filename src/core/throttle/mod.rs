@@ -31,6 +31,9 @@
 //!   of a busy period (the search), later up to 6 %, in proportion to the headroom, and always a small constant, so that a
 //!   rate of zero can rise; near the rate of the last overload only as far as the allowance of the last ten seconds is
 //!   left ([`Account`]).
+//! - *Throughput*: guests with a fixed number of requests under way lose operations per second long before their p99 is
+//!   over its target. Where they complete less than [`Controller::least_kept`] of what they do alone ([`throughput`]), the
+//!   rate falls by [`LACKING_GAIN`] of what is missing; near that it rises the slower.
 //! - *Overload*, more than one in twenty over the target for [`OVERLOAD_TICKS`] ticks on × 0.7 each tick until it is
 //!   over, then a rest of [`SETTLE_TICKS`], so that what is queued can drain before it counts again.
 //! - A rate that resync doesn't use isn't raised: an unused allowance would be spent at once when work comes.
@@ -52,6 +55,7 @@ mod latencies;
 pub mod missed;
 pub mod schedule;
 pub mod settings;
+mod throughput;
 mod types;
 
 use std::time::Duration;
@@ -62,6 +66,7 @@ pub use latencies::{KINDS, Kind, Latencies};
 pub use types::{Decision, LimitedBy, Policy, Sample};
 
 use baseline::Baseline;
+use throughput::Throughput;
 
 /// Ticks without foreground after which the disk is idle: half a second, so that a guest's pause for thought between
 /// two requests isn't filled at full speed, and full speed is reached well within two seconds.
@@ -112,6 +117,13 @@ const WAKE_TICKS: u32 = 5;
 const WINDOW_OPERATIONS: f64 = 200.0;
 /// What a tick leaves of the account of what guests were allowed and had: it covers about ten seconds.
 const ACCOUNT_KEEPS: f64 = 0.99;
+/// The part of guests' throughput that is missing, times this, is what a tick takes from the rate: a tenth missing halves it in
+/// 3 s, several times the half second over which throughput is measured.
+const LACKING_GAIN: f64 = 0.2;
+/// With so much more than the least that guests must keep, the rate rises as if there were no such bound.
+const SPARE_FULL: f64 = 0.1;
+/// The loop aims so much above the least that guests must keep, so that its own noise stays within.
+const KEPT_AIM: f64 = 0.03;
 /// Ticks after an overload in which there is no change.
 const SETTLE_TICKS: u32 = 3;
 /// A window with fewer operations says nothing of headroom.
@@ -158,6 +170,7 @@ pub struct Controller {
     /// The rate at the last overload; near it the increase is slow.
     knee: f64,
     account: Account,
+    throughput: Throughput,
     settle_ticks: u32,
     /// Ticks on end with many operations over the target.
     bad_ticks: u32,
@@ -204,7 +217,7 @@ impl Account {
     }
 }
 
-/// Whether resync loses ground, judged each second.
+/// Whether resync loses ground, and whether it makes its floor, judged each second.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ground {
     ticks: u32,
@@ -212,6 +225,10 @@ struct Ground {
     resync_bytes: u64,
     write_bytes: u64,
     losing: bool,
+    /// What the floor promised.
+    floor_bytes: f64,
+    held_back: bool,
+    below_floor: bool,
 }
 
 impl Controller {
@@ -224,6 +241,7 @@ impl Controller {
             searching: true,
             knee: RATE_MAX,
             account: Account::default(),
+            throughput: Throughput::default(),
             settle_ticks: 0,
             bad_ticks: 0,
             quiet_ticks: IDLE_TICKS,
@@ -266,7 +284,7 @@ impl Controller {
             let weight = if self.operations_per_sec > 0.0 { 0.05 } else { 1.0 };
             self.operations_per_sec += (now - self.operations_per_sec) * weight;
         }
-        self.judge_ground(sample);
+        self.judge_ground(sample, seconds);
         self.learn_quiet(sample, seconds);
 
         if operations == 0.0 && sample.queue_depth == 0 {
@@ -324,8 +342,12 @@ impl Controller {
         let memory = (self.operations_per_sec * QUIET_SECONDS).max(QUIET_OPERATIONS_MAX);
         if self.resync_off_ticks < self.drain_ticks {
             self.beside.learn(&sample.latencies, memory);
+            if self.phase == Phase::Follow {
+                self.throughput.see(&sample.latencies.guests(), seconds);
+            }
             return;
         }
+        self.throughput.learn_quiet(&sample.latencies.guests(), seconds);
         self.quiet.learn(&sample.latencies, sample.elapsed, memory);
         self.baseline_operations_per_sec = self.operations_per_sec;
         if self.quiet.operations() >= PROBE_OPERATIONS {
@@ -333,15 +355,20 @@ impl Controller {
         }
     }
 
-    fn judge_ground(&mut self, sample: &Sample) {
+    fn judge_ground(&mut self, sample: &Sample, seconds: f64) {
+        let wants = sample.wanted.contains(&true) || sample.backlog_bytes > 0;
+        let floor = if wants { self.floor() * seconds } else { 0.0 };
         let ground = &mut self.ground;
+        ground.floor_bytes += floor;
+        ground.held_back |= sample.resync_held_back;
         ground.resync_bytes = ground.resync_bytes.saturating_add(sample.resync_bytes);
         ground.write_bytes = ground.write_bytes.saturating_add(sample.foreground_write_bytes);
         ground.ticks += 1;
         if ground.ticks >= GROUND_TICKS {
             let grew = sample.backlog_bytes > ground.backlog_before && ground.backlog_before > 0;
             let losing = grew && ground.write_bytes > ground.resync_bytes;
-            *ground = Ground { backlog_before: sample.backlog_bytes, losing, ..Ground::default() };
+            let below_floor = !ground.held_back && (ground.resync_bytes as f64) < 0.9 * ground.floor_bytes;
+            *ground = Ground { backlog_before: sample.backlog_bytes, losing, below_floor, ..Ground::default() };
         }
     }
 
@@ -357,6 +384,7 @@ impl Controller {
         // A little below what was right: the backlog of full speed must drain too.
         self.rate = if self.rate > 0.0 { self.rate * 0.8 } else { self.floor().max(START_BYTES_PER_SEC) };
         self.recent.clear();
+        self.throughput.forget_now();
         self.phase = Phase::Follow;
         self.settle_ticks = WAKE_TICKS;
         self.bad_ticks = 0;
@@ -399,6 +427,9 @@ impl Controller {
         self.bad_ticks = if over > BAD_PART * operations + anyway { self.bad_ticks + 1 } else { 0 };
         let allowances = (operations / 100.0 + anyway - over) / (operations.max(FINE_OPERATIONS) / 100.0);
         let step = FINE_GAIN * allowances.clamp(-FINE_OVERDRAWN_MAX, 1.0);
+        let spare = self.spare_throughput();
+        let step = if spare < 0.0 { step.min(LACKING_GAIN * spare) } else { step };
+        self.searching &= spare >= 0.0;
         // From what cap and floor let through, lest the state wind up beyond them.
         let effective = self.rate.clamp(self.floor(), self.cap());
         let wants_more = sample.resync_held_back || used >= 0.8 * effective;
@@ -412,9 +443,22 @@ impl Controller {
                 self.rate = effective * (1.0 + step);
             }
         } else if wants_more && self.bad_ticks == 0 {
-            self.rate = self.increased(effective, step);
+            let increase = self.increased(effective, step) - effective;
+            self.rate = effective + increase * (spare / SPARE_FULL).min(1.0);
         }
         self.maybe_probe(sample);
+    }
+
+    /// What guests must complete at least, as a part of what they do alone: 0.8 at the ordinary target of twice their latency.
+    /// Who sets a latency says what guests may lose.
+    fn least_kept(&self) -> Option<f64> {
+        self.policy.target_p99_us.is_none().then(|| (1.0 - self.policy.target_inflation / 10.0).clamp(0.3, 0.95))
+    }
+
+    /// What guests complete beyond that; negative: they lack it.
+    fn spare_throughput(&self) -> f64 {
+        let spare = self.least_kept().zip(self.throughput.kept()).map(|(least, kept)| kept - least - KEPT_AIM);
+        spare.unwrap_or(SPARE_FULL)
     }
 
     /// Resync never makes guests faster: a baseline far above what they have had beside it is wrong, or of another load.
@@ -488,6 +532,7 @@ impl Controller {
             if changed {
                 self.quiet.forget(least(QUIET_OPERATIONS_MIN).max(0.1));
                 self.beside.clear();
+                self.throughput.forget_quiet();
             } else {
                 self.quiet.fade(least(PROBE_OPERATIONS).max(PROBE_KEEPS));
                 self.beside.decay(PROBE_KEEPS);
@@ -544,6 +589,7 @@ impl Controller {
             baseline_p99_us: self.quiet.p99_us(kind).map(|us| us as u64),
             p99_us: self.recent.of(kind).quantile_us(0.99).map(|us| us as u64),
             losing_ground: self.ground.losing,
+            below_floor: self.ground.below_floor,
             probing: matches!(self.phase, Phase::Probe { .. }),
         }
     }

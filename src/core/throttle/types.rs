@@ -110,6 +110,8 @@ pub struct Decision {
     pub p99_us: Option<u64>,
     /// Guests write faster than resync copies.
     pub losing_ground: bool,
+    /// Resync made less than its floor in the last second although nothing here held it back: it may lack a processor.
+    pub below_floor: bool,
     /// The baseline is being learnt: a short dip of the rate.
     pub probing: bool,
 }
