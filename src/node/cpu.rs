@@ -72,7 +72,7 @@ fn may_return() -> bool {
 /// Sets the calling thread's policy, one of those without a priority; its niceness stays.
 #[allow(
     unsafe_code,
-    reason = "no crate sets a thread's policy and leaves its niceness; what it is for pays 15 % of IOPS"
+    reason = "no crate sets a thread's policy and leaves its niceness; guests at full load have 15 % more IOPS by it"
 )]
 fn set_policy(policy: libc::c_int) -> io::Result<()> {
     let none = libc::sched_param { sched_priority: 0 };

@@ -168,3 +168,53 @@ fn an_old_overload_holds_nothing_up_while_guests_have_most_of_their_allowance_le
     // The fine loop alone takes 70 for the last third.
     assert!(ticks < 60, "{ticks}");
 }
+
+#[test]
+fn guests_with_a_fixed_queue_keep_four_fifths_of_their_throughput() {
+    // Eight requests under way; beside a copy of 100 MiB/s each takes twice as long, which their target of p99 allows.
+    let tick = |c: &mut Controller, rate: u64| {
+        let latency_us = 500.0 * (1.0 + rate as f64 / (100 * MIB) as f64);
+        let operations = (8.0 * 100_000.0 / latency_us) as u32;
+        let decision = c.handle_sample(&sample(operations, latency_us as u64, rate / 10));
+        (f64::from(operations), decision.rate_bytes_per_sec.unwrap_or(100 * MIB))
+    };
+    let run = |policy: Policy| {
+        let mut c = Controller::new(policy);
+        let alone: f64 = (0..30).map(|_| tick(&mut c, 0).0).sum::<f64>() / 30.0;
+        let mut rate = 100 * MIB;
+        let mut beside = Vec::new();
+        for _ in 0..600 {
+            let (operations, next) = tick(&mut c, rate);
+            beside.push((operations / alone, rate));
+            rate = next;
+        }
+        let lasting = &beside[300..];
+        let mean = |of: fn(&(f64, u64)) -> f64| lasting.iter().map(of).sum::<f64>() / lasting.len() as f64;
+        (mean(|t| t.0), mean(|t| t.1 as f64 / MIB as f64))
+    };
+    let (kept, rate) = run(Policy::default());
+    assert!((0.78..0.90).contains(&kept) && rate > 12.0, "{kept} at {rate} MiB/s");
+    // Who asks for speed gets it, and who sets a latency is held to that alone.
+    let (fast, rate_of_fast) = run(Policy { target_inflation: 5.0, ..Policy::default() });
+    assert!(fast < 0.65 && rate_of_fast > 2.0 * rate, "{fast} at {rate_of_fast} MiB/s");
+    let (explicit, _) = run(Policy { target_p99_us: Some(1_000), ..Policy::default() });
+    assert!(explicit < 0.70, "{explicit}");
+}
+
+#[test]
+fn resync_that_makes_less_than_its_floor_unhindered_is_noticed() {
+    let mut c = busy(Policy::default());
+    let mut second = |bytes: u64, held_back: bool, wanted: bool, backlog_bytes: u64| {
+        let mut s = sample(200, 1_000, bytes / 10);
+        (s.resync_held_back, s.wanted[1], s.backlog_bytes) = (held_back, wanted, backlog_bytes);
+        for _ in 0..2 * GROUND_TICKS {
+            c.handle_sample(&s);
+        }
+        c.decision().below_floor
+    };
+    assert!(second(MIB, false, true, 0));
+    assert!(!second(8 * MIB, false, true, 0));
+    assert!(!second(MIB, true, true, 0), "its gate holds it back");
+    assert!(!second(0, false, false, 0), "there is no work");
+    assert!(second(0, false, false, 1 << 30), "there is, and none of it is done");
+}
