@@ -6,7 +6,8 @@
 //! - *The thread of what travels* (hashing, encryption, sockets) holds nothing. It runs under `SCHED_IDLE`, whose threads
 //!   leave the core to any other at once, where one of low niceness may end its turn first, a millisecond or more
 //!   ([`give_way`]). On cores that are never free it would stand still, and with it the floor and any write that overlaps a
-//!   window: so when it waits far more than it runs it takes the niceness of the disk threads for a while.
+//!   window: so where it waits for a core and copies are below their floor, it takes the niceness of the disk threads for a
+//!   while.
 //!
 //! Going back from `SCHED_IDLE` needs RLIMIT_NICE of 15 or CAP_SYS_NICE (sched(7)); without either the thread is never
 //! `SCHED_IDLE`, only nicer.

@@ -104,7 +104,8 @@ pub struct ResyncSetArgs {
     /// Bytes per second and disk that it always gets; `default` goes back to the profile's
     #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = parse_rate_or_word)]
     pub floor: Option<String>,
-    /// Foreground p99 to aim at, as a multiple of the quiet one (at least 1); `default` goes back to the profile's
+    /// Foreground p99 to aim at, as a multiple of the quiet one (at least 1); guests also keep 1 - K/10 of their
+    /// throughput (0.3 to 0.95); `default` goes back to the profile's
     #[arg(long, value_name = "K", allow_hyphen_values = true, value_parser = parse_inflation, conflicts_with_all = ["target_p99", "target_p99_us"])]
     pub target_inflation: Option<String>,
     /// Foreground p99 to aim at, as 5ms or 800us; `none` goes back to a multiple of the quiet one

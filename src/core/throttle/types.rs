@@ -68,7 +68,7 @@ pub struct Sample {
 pub enum LimitedBy {
     /// It may go as fast as it can, or uses less than it may.
     Nothing,
-    /// The guests' latency target.
+    /// The guests' latency target, or the part of their throughput that they keep.
     ForegroundLatency,
     /// The operator's cap.
     Cap,
