@@ -50,6 +50,7 @@ mod baseline;
 mod class;
 pub mod deadline;
 pub mod fair;
+mod ground;
 mod histogram;
 mod latencies;
 pub mod missed;
@@ -66,7 +67,8 @@ pub use latencies::{KINDS, Kind, Latencies};
 pub use types::{Decision, LimitedBy, Policy, Sample};
 
 use baseline::Baseline;
-use throughput::Throughput;
+use ground::Ground;
+use throughput::{SPARE_FULL, Throughput};
 
 /// Ticks without foreground after which the disk is idle: half a second, so that a guest's pause for thought between
 /// two requests isn't filled at full speed, and full speed is reached well within two seconds.
@@ -120,10 +122,6 @@ const ACCOUNT_KEEPS: f64 = 0.99;
 /// The part of guests' throughput that is missing, times this, is what a tick takes from the rate: a tenth missing halves it in
 /// 3 s, several times the half second over which throughput is measured.
 const LACKING_GAIN: f64 = 0.2;
-/// With so much more than the least that guests must keep, the rate rises as if there were no such bound.
-const SPARE_FULL: f64 = 0.1;
-/// The loop aims so much above the least that guests must keep, so that its own noise stays within.
-const KEPT_AIM: f64 = 0.03;
 /// Ticks after an overload in which there is no change.
 const SETTLE_TICKS: u32 = 3;
 /// A window with fewer operations says nothing of headroom.
@@ -145,8 +143,6 @@ const START_BYTES_PER_SEC: f64 = 2_097_152.0;
 const RATE_MAX: f64 = 1.0e12;
 /// With one copy left, the floor counts this many times: the risk is data, no longer latency.
 const CRITICAL_FLOOR_FACTOR: u64 = 4;
-/// Ticks over which "losing ground" is judged: one second.
-const GROUND_TICKS: u32 = 10;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
@@ -217,20 +213,6 @@ impl Account {
     }
 }
 
-/// Whether resync loses ground, and whether it makes its floor, judged each second.
-#[derive(Clone, Copy, Debug, Default)]
-struct Ground {
-    ticks: u32,
-    backlog_before: u64,
-    resync_bytes: u64,
-    write_bytes: u64,
-    losing: bool,
-    /// What the floor promised.
-    floor_bytes: f64,
-    held_back: bool,
-    below_floor: bool,
-}
-
 impl Controller {
     /// A disk of which nothing is known: idle, so unlimited until guests come.
     pub fn new(policy: Policy) -> Self {
@@ -284,7 +266,8 @@ impl Controller {
             let weight = if self.operations_per_sec > 0.0 { 0.05 } else { 1.0 };
             self.operations_per_sec += (now - self.operations_per_sec) * weight;
         }
-        self.judge_ground(sample, seconds);
+        let floor = self.floor();
+        self.ground.enter(sample, floor, seconds);
         self.learn_quiet(sample, seconds);
 
         if operations == 0.0 && sample.queue_depth == 0 {
@@ -355,23 +338,6 @@ impl Controller {
         }
     }
 
-    fn judge_ground(&mut self, sample: &Sample, seconds: f64) {
-        let wants = sample.wanted.contains(&true) || sample.backlog_bytes > 0;
-        let floor = if wants { self.floor() * seconds } else { 0.0 };
-        let ground = &mut self.ground;
-        ground.floor_bytes += floor;
-        ground.held_back |= sample.resync_held_back;
-        ground.resync_bytes = ground.resync_bytes.saturating_add(sample.resync_bytes);
-        ground.write_bytes = ground.write_bytes.saturating_add(sample.foreground_write_bytes);
-        ground.ticks += 1;
-        if ground.ticks >= GROUND_TICKS {
-            let grew = sample.backlog_bytes > ground.backlog_before && ground.backlog_before > 0;
-            let losing = grew && ground.write_bytes > ground.resync_bytes;
-            let below_floor = !ground.held_back && (ground.resync_bytes as f64) < 0.9 * ground.floor_bytes;
-            *ground = Ground { backlog_before: sample.backlog_bytes, losing, below_floor, ..Ground::default() };
-        }
-    }
-
     /// Guests are back: the rate that was right for them before, or the floor.
     fn wake(&mut self) {
         self.searching = self.knee >= RATE_MAX;
@@ -427,14 +393,14 @@ impl Controller {
         self.bad_ticks = if over > BAD_PART * operations + anyway { self.bad_ticks + 1 } else { 0 };
         let allowances = (operations / 100.0 + anyway - over) / (operations.max(FINE_OPERATIONS) / 100.0);
         let step = FINE_GAIN * allowances.clamp(-FINE_OVERDRAWN_MAX, 1.0);
-        let spare = self.spare_throughput();
+        let spare = self.least_kept().map_or(SPARE_FULL, |least| self.throughput.spare(least));
         let step = if spare < 0.0 { step.min(LACKING_GAIN * spare) } else { step };
         self.searching &= spare >= 0.0;
         // From what cap and floor let through, lest the state wind up beyond them.
         let effective = self.rate.clamp(self.floor(), self.cap());
         let wants_more = sample.resync_held_back || used >= 0.8 * effective;
         if step < 0.0 {
-            if self.ground.losing || !(wants_more || used > self.floor()) {
+            if self.ground.found().losing || !(wants_more || used > self.floor()) {
                 return;
             }
             if self.bad_ticks >= OVERLOAD_TICKS {
@@ -444,7 +410,7 @@ impl Controller {
             }
         } else if wants_more && self.bad_ticks == 0 {
             let increase = self.increased(effective, step) - effective;
-            self.rate = effective + increase * (spare / SPARE_FULL).min(1.0);
+            self.rate = effective + increase * (spare / SPARE_FULL);
         }
         self.maybe_probe(sample);
     }
@@ -453,12 +419,6 @@ impl Controller {
     /// Who sets a latency says what guests may lose.
     fn least_kept(&self) -> Option<f64> {
         self.policy.target_p99_us.is_none().then(|| (1.0 - self.policy.target_inflation / 10.0).clamp(0.3, 0.95))
-    }
-
-    /// What guests complete beyond that; negative: they lack it.
-    fn spare_throughput(&self) -> f64 {
-        let spare = self.least_kept().zip(self.throughput.kept()).map(|(least, kept)| kept - least - KEPT_AIM);
-        spare.unwrap_or(SPARE_FULL)
     }
 
     /// Resync never makes guests faster: a baseline far above what they have had beside it is wrong, or of another load.
@@ -536,6 +496,7 @@ impl Controller {
             } else {
                 self.quiet.fade(least(PROBE_OPERATIONS).max(PROBE_KEEPS));
                 self.beside.decay(PROBE_KEEPS);
+                self.throughput.fade_quiet();
             }
             self.resync_off_ticks = 0;
             self.phase = Phase::Probe { ticks: 0 };
@@ -588,8 +549,8 @@ impl Controller {
             target_p99_us: self.target_us(kind).map(|us| us as u64),
             baseline_p99_us: self.quiet.p99_us(kind).map(|us| us as u64),
             p99_us: self.recent.of(kind).quantile_us(0.99).map(|us| us as u64),
-            losing_ground: self.ground.losing,
-            below_floor: self.ground.below_floor,
+            losing_ground: self.ground.found().losing,
+            below_floor: self.ground.found().below_floor,
             probing: matches!(self.phase, Phase::Probe { .. }),
         }
     }

@@ -1,5 +1,6 @@
 //! Unit tests of the law; whole plants are in `tests/throttle`.
 
+use super::ground::GROUND_TICKS;
 use super::*;
 
 const MIB: u64 = 1 << 20;
