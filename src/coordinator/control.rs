@@ -47,7 +47,7 @@ impl Owner {
                 Ok(())
             }
             (kind::PROPOSE, PeerRole::Node(node)) => decode(&frame).map(|m| self.propose(id, node, m)),
-            (kind::STATS, PeerRole::Node(node)) => decode(&frame).map(|m| self.node_stats(node, m)),
+            (kind::STATS, PeerRole::Node(node)) => decode(&frame).map(|m| self.node_stats(id, node, m)),
             (kind::STATS, PeerRole::Gateway(name)) => decode(&frame).map(|m| self.guest_stats(id, name, m)),
             (kind::PURGED, PeerRole::Node(node)) => decode(&frame).map(|m| self.purged(node, m)),
             (kind::VOLUME_DROPPED, PeerRole::Node(node)) => decode(&frame).map(|m| self.volume_dropped(node, m)),
@@ -200,7 +200,8 @@ impl Owner {
         self.effects.push(Effect::Send(id, wiring::frame(kind::PROPOSE_REPLY, &reply)));
     }
 
-    fn node_stats(&mut self, node: NodeId, m: control::Stats) {
+    fn node_stats(&mut self, id: ConnId, node: NodeId, m: control::Stats) {
+        self.tell_class_baselines(id, &m);
         self.manager.handle_report(node, report(&m));
         self.totals.handle_report(node, m.process, &m.resync_written_bytes);
         let written = m.resync_written_bytes.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));

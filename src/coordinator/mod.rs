@@ -9,6 +9,7 @@
 //! Non-goals: several coordinators (the store's compare-and-swap is where they will meet).
 
 mod admin;
+mod baselines;
 mod console;
 mod control;
 mod events;

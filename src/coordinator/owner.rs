@@ -16,6 +16,7 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 
 use super::admin::OPERATOR;
+use super::baselines::ClassMedians;
 use super::events::{self, EventLog};
 use super::totals::Totals;
 use super::wiring;
@@ -152,6 +153,7 @@ pub struct Owner {
     pub(super) figures: BTreeMap<NodeId, Figures>,
     /// Of gateways that are connected, by name.
     pub(super) gateway_figures: BTreeMap<String, (ConnId, Figures)>,
+    pub(super) class_medians: ClassMedians,
     pub(super) totals: Totals,
     pub(super) events: EventLog,
     pub(super) facts: Facts,
@@ -196,6 +198,7 @@ impl Owner {
             manager: Manager::new(state, now, Limits::default()),
             figures: BTreeMap::new(),
             gateway_figures: BTreeMap::new(),
+            class_medians: ClassMedians::default(),
             totals,
             events,
             facts,

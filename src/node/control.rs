@@ -13,9 +13,11 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::engine::{Event, Events};
 use super::links::Links;
+use super::throttle::Throttle;
 use crate::api::metrics::IntGauge;
 use crate::core::cluster::{ClusterMap, PgConfig};
 use crate::core::ids::{DiskId, Generation, NodeId, PgId};
+use crate::core::throttle::peers;
 use crate::net::channel::{Channel, Sender};
 use crate::net::quic::{ConnectLinkError, Endpoint};
 use crate::net::tls::{Expect, IdentityRefused};
@@ -158,6 +160,8 @@ pub struct Control {
     pub register: Box<dyn Fn(&ClusterMap) -> msg::Register + Send>,
     /// To the engine.
     pub events: Events,
+    /// Told what disks of a class have.
+    pub throttle: Arc<Throttle>,
     /// Told when the first registration has been taken.
     pub registered: Option<tokio::sync::oneshot::Sender<()>>,
     /// 1 while the link is up.
@@ -330,6 +334,12 @@ impl Control {
                         disk: DiskId(purge.disk),
                         up_to: Generation { epoch: purge.up_to_epoch, n: purge.up_to_n },
                     });
+                }
+            }
+            kind::CLASS_BASELINES => {
+                let Ok(baselines) = msg::ClassBaselines::decode(f.meta.as_ref()) else { return Ok(false) };
+                for disk in baselines.disks {
+                    self.throttle.set_class_baselines(DiskId(disk.disk), peers::from_list(&disk.quiet_p99_us));
                 }
             }
             kind::REFUSED => return Err(ControlError::refused(f)),

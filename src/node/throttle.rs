@@ -29,6 +29,7 @@ use tokio::sync::Notify;
 
 use crate::core::cluster::{ResyncClass, ResyncSettings};
 use crate::core::ids::DiskId;
+use crate::core::throttle::peers::Baselines;
 use crate::core::throttle::{
     BUCKETS, CLASSES, Controller, Decision, Histogram, KINDS, Kind, Latencies, LimitedBy, Policy, Sample, class_index,
     divide,
@@ -506,6 +507,18 @@ impl Throttle {
     /// The last decision on this disk, with target, baseline and measured p99.
     pub fn decision(&self, disk: DiskId) -> Decision {
         self.with(disk, |disk| disk.control.lock().decision)
+    }
+
+    /// What guests have on this disk without resync, as learnt on it alone.
+    pub fn own_baselines(&self, disk: DiskId) -> Baselines {
+        self.with(disk, |disk| disk.control.lock().controller.own_baselines())
+    }
+
+    /// What they have on an ordinary disk of its class; of a disk that isn't known here (any more), nothing is kept.
+    pub fn set_class_baselines(&self, disk: DiskId, class: Baselines) {
+        if let Some(disk) = self.disks.read().get(&disk) {
+            disk.control.lock().controller.set_class_baselines(class);
+        }
     }
 
     /// Copies make less than their floor on some disk, and no gate holds them back.

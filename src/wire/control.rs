@@ -49,6 +49,8 @@ pub mod kind {
     pub const OBSERVE: u16 = 0x0118;
     /// Gateway → coordinator: [`super::Settled`].
     pub const SETTLED: u16 = 0x0119;
+    /// Coordinator → node, after [`STATS`] with baselines: [`super::ClassBaselines`].
+    pub const CLASS_BASELINES: u16 = 0x011a;
 }
 
 /// A node presents itself with all that its disks know.
@@ -568,6 +570,28 @@ pub struct DiskStats {
     /// What holds back writes for copies to it; empty: nothing.
     #[prost(string, tag = "9")]
     pub target_limited_by: String,
+    /// Guests' p99 without resync as learnt on this disk, in the order of `throttle::Kind::ALL`; 0: not known.
+    #[prost(uint64, repeated, tag = "10")]
+    pub quiet_p99_us: Vec<u64>,
+}
+
+/// What guests have without resync on ordinary disks of a class, for the receiver's disks.
+#[derive(Clone, PartialEq, Message)]
+pub struct ClassBaselines {
+    /// Its disks.
+    #[prost(message, repeated, tag = "1")]
+    pub disks: Vec<ClassBaseline>,
+}
+
+/// One disk of [`ClassBaselines`].
+#[derive(Clone, PartialEq, Message)]
+pub struct ClassBaseline {
+    /// DiskId.
+    #[prost(uint32, tag = "1")]
+    pub disk: u32,
+    /// The median of its class; as in [`DiskStats::quiet_p99_us`].
+    #[prost(uint64, repeated, tag = "2")]
+    pub quiet_p99_us: Vec<u64>,
 }
 
 /// A resync session's progress, as its primary sees it.

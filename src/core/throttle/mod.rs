@@ -21,7 +21,8 @@
 //!   [`PROBE_EVERY`], or when the foreground's rate has changed by more than half. What the floor missed is paid back.
 //!   It is the p99 of an ordinary moment (which three in four of many keep), so that neither a device's own pauses nor a lucky
 //!   moment on a noisy machine is taken for what guests have. Resync never makes guests faster: where they have been much
-//!   faster beside it than the baseline says, that is the baseline.
+//!   faster beside it than the baseline says, that is the baseline. One below the median of the disk's class is raised
+//!   towards it ([`peers`]).
 //! - *Follow*: "p99 ≤ X" is "at most one operation in a hundred is slower than X". So each tick compares the number `k`
 //!   of operations over the target with its allowance, a hundredth of `n` and what is over without resync too ([`NOISE_MAX`]
 //!   at most): the rate moves by [`FINE_GAIN`] × (allowance − k) / (n/100), so by +0.5 % at most, and cut off at −7.5 %. This is Robbins and Monro's
@@ -54,6 +55,7 @@ mod ground;
 mod histogram;
 mod latencies;
 pub mod missed;
+pub mod peers;
 pub mod schedule;
 pub mod settings;
 mod throughput;
@@ -68,6 +70,7 @@ pub use types::{Decision, LimitedBy, Policy, Sample};
 
 use baseline::Baseline;
 use ground::Ground;
+use peers::Baselines;
 use throughput::{SPARE_FULL, Throughput};
 
 /// Ticks without foreground after which the disk is idle: half a second, so that a guest's pause for thought between
@@ -173,6 +176,8 @@ pub struct Controller {
     quiet_ticks: u32,
     recent: Latencies,
     quiet: Baseline,
+    /// The medians of its class.
+    class: Baselines,
     /// Beside resync, with as long a memory as `quiet`.
     beside: Latencies,
     /// Ticks since resync last moved more than a trace.
@@ -229,6 +234,7 @@ impl Controller {
             quiet_ticks: IDLE_TICKS,
             recent: Latencies::default(),
             quiet: Baseline::default(),
+            class: Baselines::default(),
             beside: Latencies::default(),
             resync_off_ticks: 0,
             drain_ticks: PROBE_TICKS_MIN,
@@ -252,6 +258,21 @@ impl Controller {
         }
         self.policy = policy;
         self.decision()
+    }
+
+    /// Takes the medians of the disk's class, from [`peers::medians`]; they hold until there are others.
+    pub fn set_class_baselines(&mut self, class: Baselines) {
+        self.class = class;
+    }
+
+    /// What was learnt on this disk alone: p99 without resync.
+    pub fn own_baselines(&self) -> Baselines {
+        Kind::ALL.map(|kind| self.quiet.p99_us(kind).map_or(0, |us| us as u64))
+    }
+
+    /// The baseline in force.
+    fn baseline_us(&self, kind: Kind) -> Option<f64> {
+        Some(peers::raised_us(self.quiet.p99_us(kind)?, self.class[kind as usize]))
     }
 
     /// Takes a sample and decides.
@@ -527,7 +548,7 @@ impl Controller {
         let least = if kind == Kind::Apply { APPLY_TARGET_US_MIN } else { TARGET_US_MIN };
         Some(match self.policy.target_p99_us {
             Some(us) => (us as f64).max(TARGET_US_MIN),
-            None => (self.quiet.p99_us(kind)? * inflation).max(least),
+            None => (self.baseline_us(kind)? * inflation).max(least),
         })
     }
 
@@ -547,7 +568,7 @@ impl Controller {
             rate_bytes_per_sec: rate,
             limited_by,
             target_p99_us: self.target_us(kind).map(|us| us as u64),
-            baseline_p99_us: self.quiet.p99_us(kind).map(|us| us as u64),
+            baseline_p99_us: self.baseline_us(kind).map(|us| us as u64),
             p99_us: self.recent.of(kind).quantile_us(0.99).map(|us| us as u64),
             losing_ground: self.ground.found().losing,
             below_floor: self.ground.found().below_floor,

@@ -219,3 +219,16 @@ fn resync_that_makes_less_than_its_floor_unhindered_is_noticed() {
     assert!(!second(0, false, false, 0), "there is no work");
     assert!(second(0, false, false, 1 << 30), "there is, and none of it is done");
 }
+
+#[test]
+fn a_low_baseline_is_held_to_the_median_of_its_class() {
+    let mut c = busy(Policy::default());
+    let own = c.own_baselines();
+    assert!((900..1150).contains(&own[Kind::SmallRead as usize]) && own[Kind::LargeRead as usize] == 0, "{own:?}");
+    c.set_class_baselines([1_300; KINDS]);
+    let d = step(&mut c, 1_000);
+    assert_eq!((d.baseline_p99_us, d.target_p99_us), (Some(1_300), Some(2_600)));
+    assert_eq!(c.own_baselines(), own, "what others have is not what was learnt here");
+    c.set_class_baselines([0; KINDS]);
+    assert!(step(&mut c, 1_000).baseline_p99_us.is_some_and(|us| us < 1_150));
+}

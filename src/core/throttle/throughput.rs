@@ -24,7 +24,7 @@ const SECONDS_MIN: f64 = 0.25;
 /// The part of the requests under way in quiet moments that must be under way now: below it guests ask for less.
 const ASKING_MIN: f64 = 0.9;
 /// The bound is aimed at from so much above, so that the loop's own noise stays within.
-const AIM: f64 = 0.03;
+const AIM: f64 = 0.06;
 /// With so much to spare there is no bound.
 pub(super) const SPARE_FULL: f64 = 0.1;
 

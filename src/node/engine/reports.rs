@@ -86,6 +86,7 @@ impl Engine {
                 foreground_p99_us: decision.p99_us.unwrap_or(0),
                 target_p99_us: decision.target_p99_us.unwrap_or(0),
                 target_limited_by: self.parts.throttle.target_limited_by(*id).unwrap_or_default().to_owned(),
+                quiet_p99_us: self.parts.throttle.own_baselines(*id).to_vec(),
             });
         }
         c.fsyncs.store(fsyncs, Ordering::Relaxed);

@@ -1,0 +1,52 @@
+//! What guests have without resync on ordinary disks of each class, told to nodes with each of their reports.
+//!
+//! Nodes learn it disk by disk and report it; the law is [`peers`]. Soft: nothing is stored, and a node that hears nothing goes on
+//! with what it heard last.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::owner::{Effect, Owner};
+use super::wiring;
+use crate::core::ids::DiskId;
+use crate::core::manager::runtime::ConnId;
+use crate::core::throttle::peers::{Baselines, from_list, medians};
+use crate::core::units::Instant;
+use crate::wire::control::{ClassBaseline, ClassBaselines, Stats, kind};
+
+/// Medians are good for so long; it bounds the work over many disks.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// The last medians.
+#[derive(Debug, Default)]
+pub(super) struct ClassMedians {
+    at: Option<Instant>,
+    by_class: BTreeMap<String, Baselines>,
+}
+
+impl Owner {
+    /// Answers a node's report. Those of a release that reports no baselines wouldn't know the answer.
+    pub(super) fn tell_class_baselines(&mut self, id: ConnId, stats: &Stats) {
+        if stats.disks.iter().all(|disk| disk.quiet_p99_us.is_empty()) {
+            return;
+        }
+        let now = self.manager.now;
+        if self.class_medians.at.is_none_or(|at| now.since(at) >= FRESH) {
+            let map = self.manager.state.map();
+            let reported = self.live_figures().flat_map(|figures| &figures.last.1.disks);
+            let of_class = reported.filter_map(|disk| {
+                Some((map.disks.get(&DiskId(disk.disk))?.class.as_str(), from_list(&disk.quiet_p99_us)))
+            });
+            self.class_medians = ClassMedians { at: Some(now), by_class: medians(of_class) };
+        }
+        let map = self.manager.state.map();
+        let of_disk = |disk: u32| {
+            let median = self.class_medians.by_class.get(&map.disks.get(&DiskId(disk))?.class)?;
+            Some(ClassBaseline { disk, quiet_p99_us: median.to_vec() })
+        };
+        let disks: Vec<ClassBaseline> = stats.disks.iter().filter_map(|disk| of_disk(disk.disk)).collect();
+        if !disks.is_empty() {
+            self.effects.push(Effect::Send(id, wiring::frame(kind::CLASS_BASELINES, &ClassBaselines { disks })));
+        }
+    }
+}
