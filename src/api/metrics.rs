@@ -93,7 +93,7 @@ rows! {
     THROTTLE_TARGET "evenkeel_throttle_target_seconds" Gauge "seconds" ["disk"] [Node]
         "Foreground p99 that the throttle aims at, by disk; 0: not known yet.";
     THROTTLE_BASELINE "evenkeel_throttle_baseline_seconds" Gauge "seconds" ["disk"] [Node]
-        "Foreground p99 without resync, as learnt, by disk; 0: not known yet.";
+        "Foreground p99 without resync, as learnt and raised towards the median of the disk's class, by disk; 0: not known yet.";
     THROTTLE_P99 "evenkeel_throttle_p99_seconds" Gauge "seconds" ["disk"] [Node]
         "Recent foreground p99 of the kind of operation that is furthest from its target, by disk; 0: none.";
     THROTTLE_LIMITED_BY "evenkeel_throttle_limited_by" Gauge "" ["disk", "reason"] [Node]

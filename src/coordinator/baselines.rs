@@ -12,7 +12,8 @@ use crate::core::ids::DiskId;
 use crate::core::manager::runtime::ConnId;
 use crate::core::throttle::peers::{Baselines, from_list, medians};
 use crate::core::units::Instant;
-use crate::wire::control::{ClassBaseline, ClassBaselines, Stats, kind};
+use crate::wire::control::kind;
+use crate::wire::stats::{ClassBaseline, ClassBaselines, Stats};
 
 /// Medians are good for so long; it bounds the work over many disks.
 const FRESH: Duration = Duration::from_secs(2);

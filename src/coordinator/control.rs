@@ -19,6 +19,7 @@ use crate::core::units::Instant;
 use crate::net::identity::Role;
 use crate::wire::control::{self, AttachOutcome, ProposeKind, kind};
 use crate::wire::frame::Frame;
+use crate::wire::stats;
 
 /// The feature level that this release runs.
 pub const FEATURE_LEVEL: u32 = 1;
@@ -200,7 +201,7 @@ impl Owner {
         self.effects.push(Effect::Send(id, wiring::frame(kind::PROPOSE_REPLY, &reply)));
     }
 
-    fn node_stats(&mut self, id: ConnId, node: NodeId, m: control::Stats) {
+    fn node_stats(&mut self, id: ConnId, node: NodeId, m: stats::Stats) {
         self.tell_class_baselines(id, &m);
         self.manager.handle_report(node, report(&m));
         self.totals.handle_report(node, m.process, &m.resync_written_bytes);
@@ -210,7 +211,7 @@ impl Owner {
         self.figures.insert(node, Figures::next(earlier, self.manager.now, m));
     }
 
-    fn guest_stats(&mut self, id: ConnId, gateway: String, m: control::Stats) {
+    fn guest_stats(&mut self, id: ConnId, gateway: String, m: stats::Stats) {
         let earlier = self.gateway_figures.remove(&gateway).map(|(_, figures)| figures);
         self.gateway_figures.insert(gateway, (id, Figures::next(earlier, self.manager.now, m)));
     }
@@ -326,7 +327,7 @@ fn registration(m: &control::Register) -> Registration {
     Registration { node: NodeId(m.node), process: m.process, pid: m.pid, disks }
 }
 
-fn copying(s: &control::SessionStats) -> Copying {
+fn copying(s: &stats::SessionStats) -> Copying {
     Copying {
         pg: PgId::from_u64(s.pg),
         to: DiskId(s.learner),
@@ -336,15 +337,15 @@ fn copying(s: &control::SessionStats) -> Copying {
     }
 }
 
-fn report(m: &control::Stats) -> Report {
-    let disk = |d: &control::DiskStats| ReportedDisk {
+fn report(m: &stats::Stats) -> Report {
+    let disk = |d: &stats::DiskStats| ReportedDisk {
         disk: DiskId(d.disk),
         used_bytes: d.used_bytes,
         capacity_bytes: d.capacity_bytes,
         failed: d.failed,
         hung_ms: d.hung_ms,
     };
-    let copy_of = |c: &control::CopyStats| {
+    let copy_of = |c: &stats::CopyStats| {
         let (pg, copy) = copy(c.report.as_ref()?);
         Some((DiskId(c.disk), pg, copy))
     };

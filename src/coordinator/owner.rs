@@ -35,8 +35,9 @@ use crate::net::ca::ClusterCa;
 use crate::net::channel::Sender;
 use crate::net::identity::{PeerIdentity, Role};
 use crate::net::quic::Link;
-use crate::wire::control::{Refused, Stats, kind};
+use crate::wire::control::{Refused, kind};
 use crate::wire::frame::Frame;
+use crate::wire::stats::Stats;
 
 /// Messages that wait for a turn: a thousand nodes' heartbeats of a few hundred milliseconds.
 pub const MAILBOX_MAX: usize = 4096;

@@ -14,7 +14,7 @@ use crate::core::manager::runtime::Life;
 use crate::core::placement as place;
 use crate::core::replica::StallReason;
 use crate::core::throttle::LimitedBy;
-use crate::wire::control::{DiskStats, SessionStats};
+use crate::wire::stats::{DiskStats, SessionStats};
 
 /// Below this cap a learner may wait for its throttle longer than a session without progress counts as stalled: what is on
 /// the way of one (4 MiB) takes more than 4 s.

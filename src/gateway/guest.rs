@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use crate::api::metrics::{ForegroundMetrics, Operation};
 use crate::core::throttle::Histogram;
-use crate::wire::control::Stats;
+use crate::wire::stats::Stats;
 
 /// The metrics' counters, and the latencies since the last report.
 pub struct Guest {

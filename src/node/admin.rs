@@ -15,13 +15,13 @@ use crate::api::metrics::NodeMetrics;
 use crate::core::cluster::ResyncClass;
 use crate::core::ids::{DiskId, PgId};
 use crate::net::guard;
-use crate::wire::control as msg;
+use crate::wire::stats;
 
 /// What the engine keeps up to date for whoever looks.
 #[derive(Clone)]
 pub(super) struct Observed {
     pub metrics: Arc<NodeMetrics>,
-    pub stats: Arc<parking_lot::Mutex<msg::Stats>>,
+    pub stats: Arc<parking_lot::Mutex<stats::Stats>>,
     pub counters: Arc<Counters>,
     pub throttle: Arc<Throttle>,
 }

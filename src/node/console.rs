@@ -124,7 +124,7 @@ impl Console {
         class: &str,
         path: &std::path::Path,
         local: &Local,
-        stats: &crate::wire::control::Stats,
+        stats: &crate::wire::stats::Stats,
     ) -> NodeDisk {
         let reported = stats.disks.iter().find(|d| d.disk == id.0).cloned().unwrap_or_default();
         let roles = local.roles.get(&id).copied().unwrap_or_default();
@@ -156,7 +156,7 @@ impl Console {
 }
 
 /// Those that are read here, then those that are written here.
-fn copies(local: &Local, stats: &crate::wire::control::Stats) -> Vec<CopyFacts> {
+fn copies(local: &Local, stats: &crate::wire::stats::Stats) -> Vec<CopyFacts> {
     let from = stats.sessions.iter().map(|s| {
         let pg = PgId::from_u64(s.pg);
         CopyFacts {

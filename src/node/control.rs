@@ -25,6 +25,7 @@ use crate::net::tuning::LinkClass;
 use crate::wire::control::{self as msg, kind};
 use crate::wire::frame::Frame;
 use crate::wire::map::apply_delta;
+use crate::wire::stats;
 
 /// Sign of life.
 const HEARTBEAT: Duration = Duration::from_millis(150);
@@ -44,7 +45,7 @@ pub enum ToCoordinator {
     /// Peers that don't answer.
     Unreachable(Vec<NodeId>),
     /// Figures.
-    Stats(Box<msg::Stats>),
+    Stats(Box<stats::Stats>),
     /// A copy is gone.
     Purged(msg::Purge),
     /// A deleted volume's chunks are gone from a PG.
@@ -337,7 +338,7 @@ impl Control {
                 }
             }
             kind::CLASS_BASELINES => {
-                let Ok(baselines) = msg::ClassBaselines::decode(f.meta.as_ref()) else { return Ok(false) };
+                let Ok(baselines) = stats::ClassBaselines::decode(f.meta.as_ref()) else { return Ok(false) };
                 for disk in baselines.disks {
                     self.throttle.set_class_baselines(DiskId(disk.disk), peers::from_list(&disk.quiet_p99_us));
                 }

@@ -38,6 +38,7 @@ use crate::net::token::JoinToken;
 use crate::net::tuning::Tuning;
 use crate::wire::control as msg;
 use crate::wire::replica::PeerHello;
+use crate::wire::stats;
 
 use bulk::Bulk;
 use control::{Control, ControlError};
@@ -301,7 +302,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     let links = Arc::new(Links { endpoint, bulk, events: events.clone(), hello, next_channel: AtomicU64::new(1) });
     let (to_coordinator, outgoing) = tokio::sync::mpsc::unbounded_channel();
     let counters = Arc::new(engine::Counters::default());
-    let stats = Arc::new(parking_lot::Mutex::new(msg::Stats::default()));
+    let stats = Arc::new(parking_lot::Mutex::new(stats::Stats::default()));
     let metrics = Arc::new(Metrics::node());
     metrics.daemon.set_certificates(identity.not_after_unix_seconds(), identity.ca_not_after_unix_seconds());
 

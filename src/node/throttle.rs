@@ -515,9 +515,9 @@ impl Throttle {
     }
 
     /// What they have on an ordinary disk of its class; of a disk that isn't known here (any more), nothing is kept.
-    pub fn set_class_baselines(&self, disk: DiskId, class: Baselines) {
+    pub fn set_class_baselines(&self, disk: DiskId, medians: Baselines) {
         if let Some(disk) = self.disks.read().get(&disk) {
-            disk.control.lock().controller.set_class_baselines(class);
+            disk.control.lock().controller.set_class_baselines(medians);
         }
     }
 

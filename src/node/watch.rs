@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::core::ids::DiskId;
-use crate::wire::control::LaggingStats;
+use crate::wire::stats::LaggingStats;
 
 /// A disk that answers again, or a member that acks in time again, is named for so long still: one that comes and goes
 /// must not make the coordinator move primaries to and fro.

@@ -11,4 +11,5 @@ pub mod leases;
 pub mod map;
 pub mod replica;
 pub mod settings;
+pub mod stats;
 pub mod stored;

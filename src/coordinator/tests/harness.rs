@@ -23,6 +23,7 @@ use crate::net::tls::Expect;
 use crate::net::tuning::{LinkClass, Tuning};
 use crate::wire::control::{self, kind};
 use crate::wire::frame::Frame;
+use crate::wire::stats;
 
 /// A condition that takes longer than this never comes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -243,7 +244,7 @@ impl Peer {
                         if let Role::Node(node) = role {
                             // It serves at once what it is to lead.
                             let stats =
-                                control::Stats { serving_pgs: led_by(node, &in_map.lock()), ..Default::default() };
+                                stats::Stats { serving_pgs: led_by(node, &in_map.lock()), ..Default::default() };
                             drop(answers.send(wiring::frame(kind::STATS, &stats)));
                         }
                     }

@@ -8,6 +8,7 @@ use crate::api::types::*;
 use crate::core::cluster::{PgConfig, Replica};
 use crate::core::ids::PgId;
 use crate::wire::control::{self, AttachOutcome, ProposeKind, kind};
+use crate::wire::stats;
 
 async fn three_nodes(cluster: &Cluster, pgs: u32) -> Vec<Node> {
     let mut nodes = Vec::new();
@@ -399,14 +400,14 @@ async fn nodes_hear_what_guests_have_on_an_ordinary_disk() {
     let cluster = Cluster::start().await;
     let nodes = three_nodes(&cluster, 1).await;
     let stats_of = |node: &Node, us: u64| {
-        let disk = control::DiskStats { disk: node.disk.0, quiet_p99_us: vec![us, 0], ..Default::default() };
-        control::Stats { disks: vec![disk], ..Default::default() }
+        let disk = stats::DiskStats { disk: node.disk.0, quiet_p99_us: vec![us, 0], ..Default::default() };
+        stats::Stats { disks: vec![disk], ..Default::default() }
     };
     let report = |node: &Node, us: u64| node.peer.say(kind::STATS, &stats_of(node, us));
     nodes.iter().zip([1_700, 2_100, 2_700]).for_each(|(node, us)| report(node, us));
     let median = until("the median of three", || {
         report(&nodes[0], 1_700);
-        let heard: control::ClassBaselines = nodes[0].peer.try_hear(kind::CLASS_BASELINES)?;
+        let heard: stats::ClassBaselines = nodes[0].peer.try_hear(kind::CLASS_BASELINES)?;
         let [disk] = heard.disks.as_slice() else { panic!("its one disk: {heard:?}") };
         assert_eq!(disk.disk, nodes[0].disk.0);
         Some(disk.quiet_p99_us.clone()).filter(|us| us[0] > 0)
@@ -414,12 +415,12 @@ async fn nodes_hear_what_guests_have_on_an_ordinary_disk() {
     assert_eq!(median.await[..2], [2_100, 0]);
     // A release that reports none is told none. Answers come in order: that to a proposal is the last.
     let silent = &nodes[2].peer;
-    let told_after = async |stats: control::Stats| {
+    let told_after = async |stats: stats::Stats| {
         silent.say(kind::STATS, &stats);
         silent.say(kind::PROPOSE, &control::Propose::default());
         let _: control::ProposeReply = silent.hear(kind::PROPOSE_REPLY).await;
-        std::iter::from_fn(|| silent.try_hear::<control::ClassBaselines>(kind::CLASS_BASELINES)).count()
+        std::iter::from_fn(|| silent.try_hear::<stats::ClassBaselines>(kind::CLASS_BASELINES)).count()
     };
     assert!(told_after(stats_of(&nodes[2], 2_700)).await > 0);
-    assert_eq!(told_after(control::Stats::default()).await, 0);
+    assert_eq!(told_after(stats::Stats::default()).await, 0);
 }

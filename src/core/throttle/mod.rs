@@ -47,6 +47,7 @@
 //! three ticks that it takes to be sure of an overload, and two ticks at 0.7 undo that; it happens once a busy period.
 //! The window is forgotten after an overload, so that one bad moment is answered once.
 
+mod account;
 mod baseline;
 mod class;
 pub mod deadline;
@@ -68,6 +69,7 @@ pub use histogram::{BUCKETS, Histogram};
 pub use latencies::{KINDS, Kind, Latencies};
 pub use types::{Decision, LimitedBy, Policy, Sample};
 
+use account::Account;
 use baseline::Baseline;
 use ground::Ground;
 use peers::Baselines;
@@ -120,8 +122,6 @@ const OVERLOAD_FACTOR: f64 = 0.7;
 const WAKE_TICKS: u32 = 5;
 /// Operations that the window's percentile should rest on; the decay is chosen for it.
 const WINDOW_OPERATIONS: f64 = 200.0;
-/// What a tick leaves of the account of what guests were allowed and had: it covers about ten seconds.
-const ACCOUNT_KEEPS: f64 = 0.99;
 /// The part of guests' throughput that is missing, times this, is what a tick takes from the rate: a tenth missing halves it in
 /// 3 s, several times the half second over which throughput is measured.
 const LACKING_GAIN: f64 = 0.2;
@@ -176,8 +176,8 @@ pub struct Controller {
     quiet_ticks: u32,
     recent: Latencies,
     quiet: Baseline,
-    /// The medians of its class.
-    class: Baselines,
+    /// The medians of the disk's own class, such as ssd.
+    disk_class: Baselines,
     /// Beside resync, with as long a memory as `quiet`.
     beside: Latencies,
     /// Ticks since resync last moved more than a trace.
@@ -199,25 +199,6 @@ pub struct Controller {
     limited_by: LimitedBy,
 }
 
-/// Operations over the target, and how many were allowed, of late.
-#[derive(Clone, Copy, Debug, Default)]
-struct Account {
-    allowed: f64,
-    over: f64,
-}
-
-impl Account {
-    fn enter(&mut self, allowed: f64, over: f64) {
-        self.allowed = self.allowed * ACCOUNT_KEEPS + allowed;
-        self.over = self.over * ACCOUNT_KEEPS + over;
-    }
-
-    /// The part of what was allowed that is left; 0: all is spent, or more.
-    fn left(&self) -> f64 {
-        if self.allowed > 0.0 { (1.0 - self.over / self.allowed).max(0.0) } else { 0.0 }
-    }
-}
-
 impl Controller {
     /// A disk of which nothing is known: idle, so unlimited until guests come.
     pub fn new(policy: Policy) -> Self {
@@ -234,7 +215,7 @@ impl Controller {
             quiet_ticks: IDLE_TICKS,
             recent: Latencies::default(),
             quiet: Baseline::default(),
-            class: Baselines::default(),
+            disk_class: Baselines::default(),
             beside: Latencies::default(),
             resync_off_ticks: 0,
             drain_ticks: PROBE_TICKS_MIN,
@@ -261,8 +242,8 @@ impl Controller {
     }
 
     /// Takes the medians of the disk's class, from [`peers::medians`]; they hold until there are others.
-    pub fn set_class_baselines(&mut self, class: Baselines) {
-        self.class = class;
+    pub fn set_class_baselines(&mut self, medians: Baselines) {
+        self.disk_class = medians;
     }
 
     /// What was learnt on this disk alone: p99 without resync.
@@ -270,9 +251,9 @@ impl Controller {
         Kind::ALL.map(|kind| self.quiet.p99_us(kind).map_or(0, |us| us as u64))
     }
 
-    /// The baseline in force.
+    /// The baseline in force: its own, raised towards its class's.
     fn baseline_us(&self, kind: Kind) -> Option<f64> {
-        Some(peers::raised_us(self.quiet.p99_us(kind)?, self.class[kind as usize]))
+        Some(peers::raised_us(self.quiet.p99_us(kind)?, self.disk_class[kind as usize]))
     }
 
     /// Takes a sample and decides.

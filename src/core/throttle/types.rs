@@ -104,7 +104,7 @@ pub struct Decision {
     pub limited_by: LimitedBy,
     /// The target in force, once it is known: of the kind of operation that is furthest from meeting its own.
     pub target_p99_us: Option<u64>,
-    /// The quiet baseline in force of that kind, once it is known.
+    /// The quiet baseline in force of that kind, once it is known: what was learnt on this disk, raised towards its class's.
     pub baseline_p99_us: Option<u64>,
     /// Recent p99 of that kind.
     pub p99_us: Option<u64>,

@@ -38,6 +38,7 @@ use crate::wire::client::{Received, encode_reply};
 use crate::wire::control as msg;
 use crate::wire::leases::LeaseEntry;
 use crate::wire::replica::{Address, encode};
+use crate::wire::stats;
 use turns::Turns;
 
 /// Replicas that wait for time are ticked this often.
@@ -193,7 +194,7 @@ pub struct Parts {
     /// Shared counters.
     pub counters: Arc<Counters>,
     /// The latest statistics, for the coordinator and for metrics.
-    pub stats: Arc<parking_lot::Mutex<msg::Stats>>,
+    pub stats: Arc<parking_lot::Mutex<stats::Stats>>,
     /// Where tasks run.
     pub runtime: tokio::runtime::Handle,
     /// For latencies.

@@ -57,14 +57,14 @@ impl Engine {
         self.delete_volumes();
         self.publish_local();
         let c = &self.parts.counters;
-        let mut stats = msg::Stats {
+        let mut stats = stats::Stats {
             resync_written_bytes: c.resync_written.iter().map(|v| v.load(Ordering::Relaxed)).collect(),
             foreground_reads: c.reads.load(Ordering::Relaxed),
             foreground_writes: c.writes.load(Ordering::Relaxed),
             foreground_read_bytes: c.read_bytes.load(Ordering::Relaxed),
             foreground_write_bytes: c.write_bytes.load(Ordering::Relaxed),
             process: self.parts.links.hello.process,
-            ..msg::Stats::default()
+            ..stats::Stats::default()
         };
         c.map_version.store(self.map.version, Ordering::Relaxed);
         let (mut fsyncs, mut fsync_time) = (0, Duration::ZERO);
@@ -76,7 +76,7 @@ impl Engine {
             stats.hash_mismatches += io.hash_mismatches;
             fsyncs += io.fsyncs;
             fsync_time += io.fsync_time;
-            stats.disks.push(msg::DiskStats {
+            stats.disks.push(stats::DiskStats {
                 disk: id.0,
                 used_bytes: space.slots_used * CHUNK_BYTES,
                 capacity_bytes: space.capacity_bytes,
@@ -129,7 +129,7 @@ impl Engine {
                 };
                 let stalled = replica.stalled(s.learner, now());
                 let stuck_at = stalled.and_then(|s| s.chunk);
-                stats.sessions.push(msg::SessionStats {
+                stats.sessions.push(stats::SessionStats {
                     pg: key.1.to_u64(),
                     learner: s.learner.0,
                     class: ResyncClass::ALL.iter().position(|c| *c == s.class).unwrap_or(0) as u32,
@@ -147,7 +147,7 @@ impl Engine {
             }
             if let Some(handle) = self.parts.disks.get(&key.0) {
                 let bytes = handle.disk().chunk_table(key.1).len() as u64 * CHUNK_BYTES;
-                stats.pg_bytes.push(msg::PgBytes { pg: key.1.to_u64(), bytes });
+                stats.pg_bytes.push(stats::PgBytes { pg: key.1.to_u64(), bytes });
             }
         }
         self.parts.counters.repaired_blocks.store(repaired, Ordering::Relaxed);
@@ -161,7 +161,7 @@ impl Engine {
     }
 
     /// What the disk has of a PG whose member it isn't, or has just become.
-    pub(super) fn copy_stats(&self, (disk, pg): Key, replica: &Replica) -> Option<msg::CopyStats> {
+    pub(super) fn copy_stats(&self, (disk, pg): Key, replica: &Replica) -> Option<stats::CopyStats> {
         let config = replica.config();
         let tells = replica.is_outside() || self.accepted.contains_key(&(disk, pg));
         if !tells || config.generation == Generation::default() {
@@ -175,6 +175,6 @@ impl Engine {
             flush_mark: self.parts.disks.get(&disk).map_or(0, |d| d.disk().flush_mark(pg)),
             durability_epoch: config.durability_epoch,
         };
-        Some(msg::CopyStats { disk: disk.0, report: Some(report) })
+        Some(stats::CopyStats { disk: disk.0, report: Some(report) })
     }
 }
