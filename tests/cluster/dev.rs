@@ -30,7 +30,9 @@ impl Daemon {
     /// Starts a program, logging to `log`.
     pub fn spawn(command: &mut Command, log: &Path) -> Daemon {
         let out = File::options().create(true).append(true).open(log).expect("opens the log");
-        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("EVENKEEL_")) {
+        // What daemons log is for who runs a test to say; nothing else of its surroundings reaches them.
+        let set = std::env::vars_os().map(|(key, _)| key.to_string_lossy().into_owned());
+        for key in set.filter(|key| key.starts_with("EVENKEEL_") && key != "EVENKEEL_LOG") {
             command.env_remove(key);
         }
         command.env("EVENKEEL_PARENT_PID", std::process::id().to_string()).stdin(Stdio::null());

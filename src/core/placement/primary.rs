@@ -1,9 +1,10 @@
 //! Chooses each PG's primary so that every disk has within one of its even number, changing as few as it can.
 //!
 //! A primary change moves no data. New PGs are led so that what a lost domain held is led by all others evenly: the copies
-//! are read from the primaries, and a repair is as fast as the disk that has most to read. A disk's even number is its share of replicas over the replica count, among disks
-//! that may serve. The search is for augmenting paths over disks: an edge x → y is a PG with primary x and a replica
-//! on y.
+//! are read from the primaries, and a repair is as fast as the disk that has most to read. A disk's even number is its share of
+//! replicas over the replica count, among disks that may serve. The search is for augmenting paths over disks: an edge x → y is
+//! a PG with primary x and a replica on y. Of the leads that have to change hands anyway those go that even the bytes which
+//! disks lead: a disk that leads most of a volume does most of its work, and is the source of most of its copies.
 
 use std::collections::HashMap;
 
@@ -21,6 +22,7 @@ pub(super) fn choose(pool: &mut Layout<'_>, disks: &Disks, today: &[u32]) {
     let mut primary = vec![NONE; pgs as usize];
     let mut count = vec![0u32; disks.len()];
     let mut choices = vec![0.0f64; disks.len()];
+    let mut bytes = Bytes::new(disks.len());
     let mut floating = Vec::new();
     for pg in 0..pgs {
         let row = &pool.rows[pg as usize];
@@ -30,11 +32,13 @@ pub(super) fn choose(pool: &mut Layout<'_>, disks: &Disks, today: &[u32]) {
         }
         for &d in row.iter().filter(|&&d| serves(d)) {
             choices[d as usize] += 1.0 / able as f64;
+            bytes.even[d as usize] += pool.bytes[pg as usize] as f64 / able as f64;
         }
         let now = today[pg as usize];
         if now != NONE && serves(now) && row.contains(&now) {
             primary[pg as usize] = now;
             count[now as usize] += 1;
+            bytes.led[now as usize] += pool.bytes[pg as usize] as f64;
         } else {
             floating.push(pg);
         }
@@ -50,17 +54,19 @@ pub(super) fn choose(pool: &mut Layout<'_>, disks: &Disks, today: &[u32]) {
             let same: u32 = others(d).filter_map(|site| leads_of.get(&(site, d))).sum();
             if is_new { lead + PAIR_WEIGHT * f64::from(same) } else { lead }
         };
-        if let Some(d) =
-            row.iter().copied().filter(|&d| serves(d)).min_by(|&a, &b| score(a).total_cmp(&score(b)).then(a.cmp(&b)))
-        {
+        let over = |d: u32| bytes.over_in(d, pool.bytes[pg as usize]);
+        let before =
+            |a: &u32, b: &u32| over(*a).total_cmp(&over(*b)).then(score(*a).total_cmp(&score(*b))).then(a.cmp(b));
+        if let Some(d) = row.iter().copied().filter(|&d| serves(d)).min_by(before) {
             if is_new {
                 others(d).for_each(|site| *leads_of.entry((site, d)).or_default() += 1);
             }
             primary[pg as usize] = d;
             count[d as usize] += 1;
+            bytes.led[d as usize] += pool.bytes[pg as usize] as f64;
         }
     }
-    let mut seats = Seats::new(&choices, count, primary, disks);
+    let mut seats = Seats::new(&choices, count, bytes, primary, disks);
     for d in 0..disks.len() as u32 {
         while seats.count[d as usize] < seats.low[d as usize] && seats.pull(pool, d) {}
     }
@@ -75,6 +81,27 @@ pub(super) fn choose(pool: &mut Layout<'_>, disks: &Disks, today: &[u32]) {
     }
 }
 
+/// What each disk leads, in bytes, and what it should.
+struct Bytes {
+    even: Vec<f64>,
+    led: Vec<f64>,
+}
+
+impl Bytes {
+    fn new(disks: usize) -> Self {
+        Bytes { even: vec![0.0; disks], led: vec![0.0; disks] }
+    }
+
+    fn over(&self, d: u32) -> f64 {
+        self.led[d as usize] - self.even[d as usize]
+    }
+
+    /// By how many PGs of this size a disk leads too much: whole ones, as the even number of PGs decides between equals.
+    fn over_in(&self, d: u32, pg_bytes: u64) -> f64 {
+        if pg_bytes == 0 { 0.0 } else { (self.over(d) / pg_bytes as f64).round() }
+    }
+}
+
 /// Who leads what, and how many each disk should lead: the whole numbers next to its even number. As the even
 /// numbers themselves are a way to split every PG's lead among its replicas, a way within these bounds exists and
 /// the searches find it.
@@ -82,13 +109,14 @@ struct Seats {
     low: Vec<u32>,
     high: Vec<u32>,
     count: Vec<u32>,
+    bytes: Bytes,
     primary: Vec<u32>,
     led: Vec<Vec<u32>>,
     paths: Paths,
 }
 
 impl Seats {
-    fn new(even: &[f64], count: Vec<u32>, primary: Vec<u32>, disks: &Disks) -> Self {
+    fn new(even: &[f64], count: Vec<u32>, bytes: Bytes, primary: Vec<u32>, disks: &Disks) -> Self {
         /// Float noise of a sum of fractions.
         const EPS: f64 = 1e-6;
         let mut led: Vec<Vec<u32>> = vec![Vec::new(); disks.len()];
@@ -99,14 +127,17 @@ impl Seats {
             low: even.iter().map(|e| (e + EPS).floor() as u32).collect(),
             high: even.iter().map(|e| (e - EPS).ceil().max(0.0) as u32).collect(),
             count,
+            bytes,
             primary,
             led,
             paths: Paths::new(disks.len()),
         }
     }
 
-    fn hand(&mut self, pg: u32, from: u32, to: u32) {
+    fn hand(&mut self, pool: &Layout<'_>, pg: u32, from: u32, to: u32) {
         self.primary[pg as usize] = to;
+        self.bytes.led[from as usize] -= pool.bytes[pg as usize] as f64;
+        self.bytes.led[to as usize] += pool.bytes[pg as usize] as f64;
         let led = &mut self.led[from as usize];
         if let Some(i) = led.iter().position(|p| *p == pg) {
             led.swap_remove(i);
@@ -116,8 +147,43 @@ impl Seats {
         self.count[to as usize] += 1;
     }
 
+    /// How far the bytes of a lead are from what brings both disks nearest to their even bytes, if as many more leads go
+    /// from `x` and come to `y` as their numbers ask for.
+    fn off(&self, pool: &Layout<'_>, pg: u32, x: u32, y: u32) -> f64 {
+        let from = self.bytes.over(x) / f64::from(self.count[x as usize].saturating_sub(self.low[x as usize]).max(1));
+        let to = -self.bytes.over(y) / f64::from(self.high[y as usize].saturating_sub(self.count[y as usize]).max(1));
+        (pool.bytes[pg as usize] as f64 - 0.5 * (from + to)).abs()
+    }
+
+    /// The lead that comes to `to` at once from a disk that can spare one; from one with too many, if there is any.
+    fn pulled(&self, pool: &Layout<'_>, to: u32) -> Option<(u32, u32)> {
+        let led = pool.held[to as usize].iter().map(|&pg| (pg, self.primary[pg as usize]));
+        let spared = led.filter(|&(_, x)| x != NONE && x != to && self.count[x as usize] > self.low[x as usize]);
+        spared.min_by(|&(p, x), &(q, y)| {
+            let keeps = |x: u32| self.count[x as usize] <= self.high[x as usize];
+            let off = self.off(pool, p, x, to).total_cmp(&self.off(pool, q, y, to));
+            keeps(x).cmp(&keeps(y)).then(off).then(p.cmp(&q))
+        })
+    }
+
+    /// The lead that goes from `from` at once to a disk that has room for one; to one with too few, if there is any.
+    fn pushed(&self, pool: &Layout<'_>, disks: &Disks, from: u32) -> Option<(u32, u32)> {
+        let others = |pg: u32| pool.rows[pg as usize].iter().map(move |&y| (pg, y));
+        let leads = self.led[from as usize].iter().flat_map(|&pg| others(pg));
+        let room = leads.filter(|&(_, y)| serves(disks, y) && self.count[y as usize] < self.high[y as usize]);
+        room.min_by(|&(p, x), &(q, y)| {
+            let enough = |y: u32| self.count[y as usize] >= self.low[y as usize];
+            let off = self.off(pool, p, from, x).total_cmp(&self.off(pool, q, from, y));
+            enough(x).cmp(&enough(y)).then(off).then(p.cmp(&q)).then(x.cmp(&y))
+        })
+    }
+
     /// Brings one more lead to `start`, from a disk that can spare one.
     fn pull(&mut self, pool: &Layout<'_>, start: u32) -> bool {
+        if let Some((pg, from)) = self.pulled(pool, start) {
+            self.hand(pool, pg, from, start);
+            return true;
+        }
         let mut queue = self.paths.begin(start);
         while let Some(y) = queue.pop_front() {
             for &pg in &pool.held[y as usize] {
@@ -128,7 +194,7 @@ impl Seats {
                 self.paths.reach(x, y, pg);
                 if self.count[x as usize] > self.low[x as usize] {
                     for (x, y, pg) in self.paths.back(start, x) {
-                        self.hand(pg, x, y);
+                        self.hand(pool, pg, x, y);
                     }
                     return true;
                 }
@@ -140,6 +206,10 @@ impl Seats {
 
     /// Takes one lead from `start`, to a disk that has room for one.
     fn push(&mut self, pool: &Layout<'_>, disks: &Disks, start: u32) -> bool {
+        if let Some((pg, to)) = self.pushed(pool, disks, start) {
+            self.hand(pool, pg, start, to);
+            return true;
+        }
         let mut queue = self.paths.begin(start);
         while let Some(x) = queue.pop_front() {
             for pg in self.led[x as usize].clone() {
@@ -150,7 +220,7 @@ impl Seats {
                     self.paths.reach(y, x, pg);
                     if self.count[y as usize] < self.high[y as usize] {
                         for (y, x, pg) in self.paths.back(start, y) {
-                            self.hand(pg, x, y);
+                            self.hand(pool, pg, x, y);
                         }
                         return true;
                     }

@@ -247,6 +247,31 @@ fn bytes_are_evened_with_the_counts() {
 }
 
 #[test]
+fn leads_that_change_hands_even_the_bytes() {
+    let mut input = placed(topology(4, 1), vec![pool(1, 3, 256, FailureDomain::Node)]);
+    // One volume has data: on two PGs of each disk.
+    let mut leads = BTreeMap::new();
+    for row in &mut input.current {
+        let led = leads.entry(row.disks[0]).or_insert(0);
+        row.bytes = if *led < 2 { 512 << 20 } else { 0 };
+        *led += 1;
+    }
+    let loaded = |p: &Plan| {
+        let mut leads = BTreeMap::new();
+        p.target.iter().filter(|r| r.bytes > 0).for_each(|r| *leads.entry(r.disks[0]).or_insert(0) += 1);
+        let mut leads: Vec<i32> = leads.into_values().collect();
+        leads.sort_unstable();
+        leads
+    };
+    set_state(&mut input, |d| d.node == NodeId(4), DiskState::Draining);
+    let drained = tight(&input);
+    assert_eq!(loaded(&drained), [2, 3, 3]);
+    input.current = drained.target;
+    set_state(&mut input, |d| d.node == NodeId(4), DiskState::Up);
+    assert_eq!(loaded(&tight(&input)), [2, 2, 2, 2]);
+}
+
+#[test]
 fn a_full_copy_survives_the_loss_of_one_release() {
     let mut input =
         Input { topology: topology(8, 2), pools: vec![pool(1, 2, 128, FailureDomain::Release)], ..Input::default() };
