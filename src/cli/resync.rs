@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::api::types::{Knob, NodeLimits, OwnTarget, ResyncInfo, ResyncSet, SessionInfo};
-use crate::core::cluster::DeadlineWins;
+use crate::core::cluster::{DeadlineWins, ResyncClass};
 use crate::core::units::HumanBytes;
 
 use super::args::{PauseArgs, ResyncCommand, ResyncSetArgs};
@@ -62,6 +62,9 @@ fn pause_request(what: PauseArgs, paused: bool) -> ResyncSet {
     ResyncSet { paused: Some(paused), class: what.class, node: what.node, pool: what.pool, ..ResyncSet::default() }
 }
 
+/// Who sets something for a class without work must hear that it has none.
+const NO_SCRUB: &str = " (this release does not scrub: kept for one that does)";
+
 fn rate(rate: Option<u64>) -> String {
     rate.map_or("none".to_owned(), |rate| format!("{}/s", HumanBytes(rate)))
 }
@@ -97,7 +100,7 @@ fn effective(info: &ResyncInfo) -> String {
     for (class, own) in &info.classes {
         let from = |given: bool| if given { " (override)" } else { "" };
         line(format!(
-            "class {}: cap {}{}, floor {}{}, weight {}{}{}",
+            "class {}: cap {}{}, floor {}{}, weight {}{}{}{}",
             class.name(),
             rate(own.cap_bytes_per_sec),
             from(own.cap_bytes_per_sec.is_some()),
@@ -105,7 +108,8 @@ fn effective(info: &ResyncInfo) -> String {
             from(own.floor_bytes_per_sec.is_some()),
             own.weight.map_or("as always".to_owned(), |w| w.to_string()),
             from(own.weight.is_some()),
-            if own.paused { ", paused" } else { "" }
+            if own.paused { ", paused" } else { "" },
+            if *class == ResyncClass::Scrub { NO_SCRUB } else { "" }
         ));
     }
     for (name, own) in &info.nodes {
@@ -194,7 +198,7 @@ pub fn progress_bar(total: u64) -> ProgressBar {
 mod tests {
     use super::*;
     use crate::api::types::{DeadlineInfo, WindowInfo};
-    use crate::core::cluster::{ClassSettings, ResyncClass};
+    use crate::core::cluster::ClassSettings;
 
     #[test]
     fn the_effective_throttle_names_origins_and_nodes_that_lag() {
@@ -208,10 +212,9 @@ mod tests {
             target_inflation: 2.0,
             origins,
             pending_nodes: vec!["n3".into()],
-            classes: BTreeMap::from([(
-                ResyncClass::Repair,
-                ClassSettings { weight: Some(4), ..ClassSettings::default() },
-            )]),
+            classes: [ResyncClass::Repair, ResyncClass::Scrub]
+                .map(|class| (class, ClassSettings { weight: Some(4), ..ClassSettings::default() }))
+                .into(),
             nodes: BTreeMap::from([("n2".to_owned(), own)]),
             volumes: BTreeMap::from([("v".to_owned(), OwnTarget { target_inflation: None, target_p99_us: Some(900) })]),
             paused_pools: vec!["slow".into()],
@@ -225,7 +228,8 @@ mod tests {
         let text = effective(&info);
         for part in [
             "profile balanced (window), cap 20 MiB/s (override), floor 8 MiB/s (deadline), p99 ≤ 2 × the quiet one (window)",
-            "class repair: cap none, floor none, weight 4 (override)",
+            "class repair: cap none, floor none, weight 4 (override)\n",
+            "class scrub: cap none, floor none, weight 4 (override) (this release does not scrub: kept for one that does)\n",
             "node n2: cap none, floor 1 MiB/s, p99 ≤ 1.5 × the quiet one, paused",
             "volume v: p99 ≤ 900 µs where its copies are",
             "paused pools: slow",

@@ -1,6 +1,8 @@
-//! What guests have without resync on ordinary disks of each class, told to nodes with each of their reports.
+//! What guests have without resync on ordinary disks of each class, and whether copies run anywhere, told to nodes with each
+//! of their reports.
 //!
-//! Nodes learn it disk by disk and report it; the law is [`peers`]. Soft: nothing is stored, and a node that hears nothing goes on
+//! Nodes learn it disk by disk and report it; the law is [`peers`]. While copies run, they learn only in moments at which all
+//! pause ([`moment`](crate::core::throttle::moment)). Soft: nothing is stored, and a node that hears nothing goes on
 //! with what it heard last.
 
 use std::collections::BTreeMap;
@@ -23,6 +25,7 @@ const FRESH: Duration = Duration::from_secs(2);
 pub(super) struct ClassMedians {
     at: Option<Instant>,
     by_class: BTreeMap<String, Baselines>,
+    copies_run: bool,
 }
 
 impl Owner {
@@ -38,7 +41,9 @@ impl Owner {
             let of_class = reported.filter_map(|disk| {
                 Some((map.disks.get(&DiskId(disk.disk))?.class.as_str(), from_list(&disk.quiet_p99_us)))
             });
-            self.class_medians = ClassMedians { at: Some(now), by_class: medians(of_class) };
+            let by_class = medians(of_class);
+            let copies_run = self.live_figures().any(|figures| !figures.last.1.sessions.is_empty());
+            self.class_medians = ClassMedians { at: Some(now), by_class, copies_run };
         }
         let map = self.manager.state.map();
         let of_disk = |disk: u32| {
@@ -46,8 +51,7 @@ impl Owner {
             Some(ClassBaseline { disk, quiet_p99_us: median.to_vec() })
         };
         let disks: Vec<ClassBaseline> = stats.disks.iter().filter_map(|disk| of_disk(disk.disk)).collect();
-        if !disks.is_empty() {
-            self.effects.push(Effect::Send(id, wiring::frame(kind::CLASS_BASELINES, &ClassBaselines { disks })));
-        }
+        let answer = ClassBaselines { disks, copies_run: self.class_medians.copies_run };
+        self.effects.push(Effect::Send(id, wiring::frame(kind::CLASS_BASELINES, &answer)));
     }
 }

@@ -339,6 +339,7 @@ impl Control {
             }
             kind::CLASS_BASELINES => {
                 let Ok(baselines) = stats::ClassBaselines::decode(f.meta.as_ref()) else { return Ok(false) };
+                self.throttle.set_copies_run(baselines.copies_run);
                 for disk in baselines.disks {
                     self.throttle.set_class_baselines(DiskId(disk.disk), peers::from_list(&disk.quiet_p99_us));
                 }

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use governor::clock::DefaultClock;
 use governor::middleware::StateInformationMiddleware;
@@ -32,7 +32,7 @@ use crate::core::ids::DiskId;
 use crate::core::throttle::peers::Baselines;
 use crate::core::throttle::{
     BUCKETS, CLASSES, Controller, Decision, Histogram, KINDS, Kind, Latencies, LimitedBy, Policy, Sample, class_index,
-    divide,
+    divide, moment,
 };
 
 /// Bytes of one governor cell.
@@ -287,7 +287,7 @@ impl Disk {
         disk
     }
 
-    fn tick(&self, id: DiskId, policy: &Policy, elapsed: Duration) -> Histogram {
+    fn tick(&self, id: DiskId, policy: &Policy, elapsed: Duration, copies_elsewhere: bool) -> Histogram {
         let (latencies, foreground_write_bytes) = self.foreground.take();
         let (source, target) = (self.source.usage(), self.target.usage());
         let control = &mut *self.control.lock();
@@ -300,6 +300,9 @@ impl Disk {
             wanted: std::array::from_fn(|i| source.wanted(i) || target.wanted(i)),
             backlog_bytes: self.foreground.backlog_bytes.load(Ordering::Relaxed),
             foreground_write_bytes,
+            // A clock before 1970 is as good as any.
+            since_moment: Some(moment::since(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())),
+            copies_elsewhere,
         };
         control.decision = control.controller.handle_sample(&sample);
         if sample.latencies.total() > 0.0 || sample.resync_bytes > 0 {
@@ -310,6 +313,7 @@ impl Disk {
                 resync_bytes = sample.resync_bytes,
                 held_back = sample.resync_held_back,
                 decision = ?control.decision,
+                footing = ?control.controller.footing(),
                 "throttle"
             );
         }
@@ -338,6 +342,8 @@ pub struct Throttle {
     disks: RwLock<HashMap<DiskId, Arc<Disk>>>,
     policy: Mutex<Policies>,
     recent: Mutex<Recent>,
+    /// Copies run somewhere in the cluster, as the coordinator says.
+    copies_run: AtomicBool,
     changed: Notify,
 }
 
@@ -373,6 +379,7 @@ impl Throttle {
             disks: RwLock::default(),
             policy: Mutex::default(),
             recent: Mutex::new(Recent { ticked: Instant::now(), ticks: VecDeque::new() }),
+            copies_run: AtomicBool::new(false),
             changed: Notify::new(),
         }
     }
@@ -462,11 +469,12 @@ impl Throttle {
             elapsed
         };
         let mut all = Histogram::default();
+        let copies_run = self.copies_run.load(Ordering::Relaxed);
         {
             let policies = self.policy.lock();
             let disks: Vec<(DiskId, Arc<Disk>)> = self.disks.read().iter().map(|(id, d)| (*id, d.clone())).collect();
             for (id, disk) in disks {
-                all.merge(&disk.tick(id, &policies.of(id), elapsed));
+                all.merge(&disk.tick(id, &policies.of(id), elapsed, copies_run));
             }
         }
         let mut recent = self.recent.lock();
@@ -519,6 +527,11 @@ impl Throttle {
         if let Some(disk) = self.disks.read().get(&disk) {
             disk.control.lock().controller.set_class_baselines(medians);
         }
+    }
+
+    /// Copies run somewhere in the cluster, or none do.
+    pub fn set_copies_run(&self, run: bool) {
+        self.copies_run.store(run, Ordering::Relaxed);
     }
 
     /// Copies make less than their floor on some disk, and no gate holds them back.

@@ -136,9 +136,12 @@ pub struct DiskStats {
 /// What guests have without resync on ordinary disks of a class, for the receiver's disks.
 #[derive(Clone, PartialEq, Message)]
 pub struct ClassBaselines {
-    /// Its disks.
+    /// Its disks, of classes that have a median.
     #[prost(message, repeated, tag = "1")]
     pub disks: Vec<ClassBaseline>,
+    /// Copies run somewhere in the cluster: what guests have meanwhile isn't what they have alone.
+    #[prost(bool, tag = "2")]
+    pub copies_run: bool,
 }
 
 /// One disk of [`ClassBaselines`].

@@ -67,13 +67,31 @@ struct Case {
     tolerance: f64,
     /// Pauses of the device's own, which no rate avoids, are not held against the loop.
     pauses: bool,
+    /// Runs: one of a slow disk has too few operations for a p99, or a swing, of its own.
+    seeds: u64,
 }
 
 #[test]
 fn the_loop_meets_the_target_uses_what_is_left_and_does_not_swing() {
     for case in [
-        Case { name: "HDD", device: Device::HDD, iops: 40.0, target_us: None, tolerance: 1.3, pauses: false },
-        Case { name: "SSD", device: Device::SSD, iops: 8_000.0, target_us: None, tolerance: 1.1, pauses: true },
+        Case {
+            name: "HDD",
+            device: Device::HDD,
+            iops: 40.0,
+            target_us: None,
+            tolerance: 1.3,
+            pauses: false,
+            seeds: 40,
+        },
+        Case {
+            name: "SSD",
+            device: Device::SSD,
+            iops: 8_000.0,
+            target_us: None,
+            tolerance: 1.1,
+            pauses: true,
+            seeds: 3,
+        },
         Case {
             name: "network",
             device: Device::NETWORK,
@@ -81,12 +99,13 @@ fn the_loop_meets_the_target_uses_what_is_left_and_does_not_swing() {
             target_us: Some(8_000),
             tolerance: 1.1,
             pauses: false,
+            seeds: 4,
         },
     ] {
         let target = case.target_us.map_or_else(|| 2.0 * quiet_p99(case.device, case.iops), |us| us as f64);
         let best = leftover(case.device, case.iops, target);
         let mut sums = [0.0; 5];
-        for seed in [1, 2, 3] {
+        for seed in 1..=case.seeds {
             let policy = Policy { target_p99_us: case.target_us, ..policy() };
             let plant = joined(case.device, case.iops, policy, seed);
             let (rate, p99) = (plant.resync_rate(40.0, 140.0), plant.p99_us(40.0, 140.0));
@@ -103,10 +122,9 @@ fn the_loop_meets_the_target_uses_what_is_left_and_does_not_swing() {
                 met
             );
             for (sum, value) in sums.iter_mut().zip([rate / best, p99 / target, met, low, high]) {
-                *sum += value / 3.0;
+                *sum += value / case.seeds as f64;
             }
         }
-        // Means over the seeds: one run of a slow disk has too few operations for a p99 of its own.
         let [used, p99, met, low, high] = sums;
         assert!(used >= 0.9, "{}: {used} of what is left", case.name);
         if case.pauses {
@@ -122,22 +140,25 @@ fn the_loop_meets_the_target_uses_what_is_left_and_does_not_swing() {
 fn idle_reaches_full_speed_within_two_seconds_and_a_wake_up_meets_the_target_within_one() {
     for (device, iops) in [(Device::HDD, 40.0), (Device::SSD, 8_000.0)] {
         let target = 2.0 * quiet_p99(device, iops);
-        // Quiet guests, then a move, silence from 40 to 60 s, then the guests are back.
-        let mut plant =
-            Plant::new(device, Box::new(move |s| if (40.0..60.0).contains(&s) { 0.0 } else { iops }), policy(), 5);
-        plant.work = Box::new(|seconds| if seconds < 15.0 { 0.0 } else { 1.0 });
-        plant.run_until(90.0);
-        assert!(plant.span(42.0, 60.0).all(|t| t.decision.rate_bytes_per_sec.is_none()), "unlimited from 2 s on");
         let mut free = Plant::fixed(device, steady(0.0), 1 << 40, 5);
         free.run_until(10.0);
         let full = free.resync_rate(2.0, 10.0);
-        assert!(plant.resync_rate(42.0, 60.0) >= 0.95 * full);
-        let back = plant.p99_us(61.0, 90.0);
-        // Few operations and the device's own pauses: the middle tick says whether guests are back in their target.
-        let mut ticks: Vec<f64> = plant.span(61.0, 63.0).filter_map(|t| t.latencies.quantile_us(0.99)).collect();
-        ticks.sort_by(f64::total_cmp);
-        println!("servers {}: p99 after a second {:.2} of target", device.servers, back / target);
-        assert!(ticks[ticks.len() / 2] <= target, "{} > {target}", ticks[ticks.len() / 2]);
+        let (mut after, mut back) = (0.0, Vec::new());
+        for seed in 1..=6 {
+            // Quiet guests, then a move, silence from 40 to 60 s, then the guests are back.
+            let load = move |s: f64| if (40.0..60.0).contains(&s) { 0.0 } else { iops };
+            let mut plant = Plant::new(device, Box::new(load), policy(), seed);
+            plant.work = Box::new(|seconds| if seconds < 15.0 { 0.0 } else { 1.0 });
+            plant.run_until(90.0);
+            assert!(plant.span(42.0, 60.0).all(|t| t.decision.rate_bytes_per_sec.is_none()), "unlimited from 2 s on");
+            assert!(plant.resync_rate(42.0, 60.0) >= 0.95 * full);
+            after += plant.p99_us(61.0, 90.0) / target / 6.0;
+            // Few operations and the device's own pauses: the middle tick says whether guests are back in their target.
+            back.extend(plant.span(61.0, 63.0).filter_map(|t| t.latencies.quantile_us(0.99)));
+        }
+        back.sort_by(f64::total_cmp);
+        println!("servers {}: p99 from a second after on {after:.2} of target", device.servers);
+        assert!(back[back.len() / 2] <= target, "{} > {target}", back[back.len() / 2]);
     }
 }
 
@@ -163,15 +184,24 @@ fn a_bursty_guest_finds_its_disk_free_each_time() {
 fn a_noisy_neighbour_costs_resync_its_rate_and_not_the_guests_theirs() {
     // The load triples from 50 to 80 s.
     let load = |s: f64| if (50.0..80.0).contains(&s) { 90.0 } else { 30.0 };
-    let mut plant = Plant::new(Device::HDD, Box::new(load), Policy { target_p99_us: Some(70_000), ..policy() }, 4);
-    plant.run_until(120.0);
-    let (before, during, after) =
-        (plant.resync_rate(20.0, 50.0), plant.resync_rate(60.0, 80.0), plant.resync_rate(90.0, 120.0));
-    println!("neighbour: resync {:.1}, {:.1}, {:.1} MB/s", before / 1e6, during / 1e6, after / 1e6);
-    assert!(during < 0.7 * before && after > 0.65 * before, "{before} {during} {after}");
-    // A miss, not a goal: at 90 operations a second on one spindle the loop still overshoots (1.8 × in this run), and a
-    // rate of three quarters of before would be due again sooner than within ten seconds.
-    assert!(plant.p99_us(60.0, 80.0) <= 2.0 * 70_000.0, "{}", plant.p99_us(60.0, 80.0));
+    let mut sums = [0.0; 4];
+    for seed in 1..=24 {
+        let policy = Policy { target_p99_us: Some(70_000), ..policy() };
+        let mut plant = Plant::new(Device::HDD, Box::new(load), policy, seed);
+        plant.run_until(120.0);
+        let rate = |from, to| plant.resync_rate(from, to) / 1e6;
+        let now = [rate(20.0, 50.0), rate(60.0, 80.0), rate(90.0, 120.0), plant.p99_us(60.0, 80.0) / 70_000.0];
+        println!(
+            "neighbour seed {seed}: {:.1}, {:.1}, {:.1} MB/s; p99 {:.2} of target",
+            now[0], now[1], now[2], now[3]
+        );
+        sums.iter_mut().zip(now).for_each(|(sum, value)| *sum += value / 24.0);
+    }
+    let [before, during, after, p99] = sums;
+    println!("neighbour: resync {before:.1}, {during:.1}, {after:.1} MB/s; p99 {p99:.2} of target");
+    assert!(during < 0.7 * before && after > 0.7 * before, "{before} {during} {after}");
+    // Met but for a tenth: 90 operations a second on one spindle have no p99 from one second to the next.
+    assert!(p99 <= 1.3, "{p99}");
 }
 
 #[test]

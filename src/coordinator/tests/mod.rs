@@ -408,11 +408,22 @@ async fn nodes_hear_what_guests_have_on_an_ordinary_disk() {
     let median = until("the median of three", || {
         report(&nodes[0], 1_700);
         let heard: stats::ClassBaselines = nodes[0].peer.try_hear(kind::CLASS_BASELINES)?;
-        let [disk] = heard.disks.as_slice() else { panic!("its one disk: {heard:?}") };
-        assert_eq!(disk.disk, nodes[0].disk.0);
+        assert!(!heard.copies_run);
+        // Until three have reported there is none.
+        let disk = heard.disks.first()?;
+        assert_eq!((disk.disk, heard.disks.len()), (nodes[0].disk.0, 1), "its one disk");
         Some(disk.quiet_p99_us.clone()).filter(|us| us[0] > 0)
     });
     assert_eq!(median.await[..2], [2_100, 0]);
+    // One node's copies are told to all.
+    until("copies run", || {
+        let sessions = vec![stats::SessionStats::default()];
+        nodes[1].peer.say(kind::STATS, &stats::Stats { sessions, ..stats_of(&nodes[1], 2_100) });
+        report(&nodes[0], 1_700);
+        let heard: stats::ClassBaselines = nodes[0].peer.try_hear(kind::CLASS_BASELINES)?;
+        heard.copies_run.then_some(())
+    })
+    .await;
     // A release that reports none is told none. Answers come in order: that to a proposal is the last.
     let silent = &nodes[2].peer;
     let told_after = async |stats: stats::Stats| {

@@ -16,8 +16,9 @@
 //! - *Idle* (no operation and no queue for a while): as fast as the cap allows. The while is [`IDLE_TICKS`], longer if
 //!   the disk is so slow that a busy one could complete nothing for that long.
 //! - *Wake-up*: back at once to what was right when the guests last ran; the first time to the floor.
-//! - *Probe*: the baseline is the p99 with (almost) no resync. It is learnt for nothing whenever there is no resync; else
-//!   resync drops to an eighth of its floor for [`PROBE_TICKS_MIN`] or more ticks, at first and then each
+//! - *Probe*: the baseline is the p99 with (almost) no resync, on this disk and on those that its guests share with it. It is
+//!   learnt for nothing whenever there is no resync; else resync drops to an eighth of its floor for [`PROBE_TICKS_MIN`] or
+//!   more ticks, at first and then at moments that all disks have in common ([`moment`]); where the driver tells no time, each
 //!   [`PROBE_EVERY`], or when the foreground's rate has changed by more than half. What the floor missed is paid back.
 //!   It is the p99 of an ordinary moment (which three in four of many keep), so that neither a device's own pauses nor a lucky
 //!   moment on a noisy machine is taken for what guests have. Resync never makes guests faster: where they have been much
@@ -29,9 +30,10 @@
 //!   stochastic approximation of a quantile: it comes to rest where exactly one in a hundred is slower, however few
 //!   operations there are, and a single pause of the device costs one bounded step.
 //! - Where the window's p99 is far below the target, the increase is larger: up to 25 % a tick until the first overload
-//!   of a busy period (the search), later up to 6 %, in proportion to the headroom, and always a small constant, so that a
-//!   rate of zero can rise; near the rate of the last overload only as far as the allowance of the last ten seconds is
-//!   left ([`Account`]).
+//!   of a busy period (the search), later up to 12 %, in proportion to the headroom, and always a small constant, so that a
+//!   rate of zero can rise; back to near the rate of the last overload by a fixed part of the way; near it up to 6 %, and
+//!   only as far as the allowance of the last ten seconds is left ([`climb`], [`Account`]). What happens at the floor, where
+//!   nothing can fall, says nothing of a limit.
 //! - *Throughput*: guests with a fixed number of requests under way lose operations per second long before their p99 is
 //!   over its target. Where they complete less than [`Controller::least_kept`] of what they do alone ([`throughput`]), the
 //!   rate falls by [`LACKING_GAIN`] of what is missing; near that it rises the slower.
@@ -44,18 +46,21 @@
 //! Latency never falls as the resync rate rises, so the expected step is zero at one rate, positive below it and negative
 //! above. Near it a step is at most +0.5 % and −7.5 % a tick and a change shows within two, so the overshoot is bounded by
 //! about 1 %. Far below, the increase shrinks with the headroom; the search can overshoot by at most 1.25^3 in the
-//! three ticks that it takes to be sure of an overload, and two ticks at 0.7 undo that; it happens once a busy period.
+//! three ticks that it takes to be sure of an overload, and two ticks at 0.7 undo that; it happens once a busy period, and
+//! where guests were hardly ever over their target in ten seconds. The way back after an overload ends below its rate.
 //! The window is forgotten after an overload, so that one bad moment is answered once.
 
 mod account;
 mod baseline;
 mod class;
+mod climb;
 pub mod deadline;
 pub mod fair;
 mod ground;
 mod histogram;
 mod latencies;
 pub mod missed;
+pub mod moment;
 pub mod peers;
 pub mod schedule;
 pub mod settings;
@@ -67,10 +72,11 @@ use std::time::Duration;
 pub use class::{CLASSES, ClassPolicy, DEFAULT_CLASSES, divide, index as class_index};
 pub use histogram::{BUCKETS, Histogram};
 pub use latencies::{KINDS, Kind, Latencies};
-pub use types::{Decision, LimitedBy, Policy, Sample};
+pub use types::{Decision, Footing, LimitedBy, Policy, Sample};
 
 use account::Account;
 use baseline::Baseline;
+use climb::{Climb, RATE_MAX, Room};
 use ground::Ground;
 use peers::Baselines;
 use throughput::{SPARE_FULL, Throughput};
@@ -88,8 +94,8 @@ const PROBE_TICKS_MAX: u32 = 15;
 const DRAIN_TICKS_MAX: u32 = 8;
 /// Operations after which a probe may end: enough for a p99.
 const PROBE_OPERATIONS: f64 = 100.0;
-/// Time between probes: a probe of 0.3 s costs 3 % of the rate.
-const PROBE_EVERY: Duration = Duration::from_secs(10);
+/// Time between probes: a probe of 0.3 to 0.5 s costs 3 to 5 % of the rate.
+const PROBE_EVERY: Duration = moment::EVERY;
 /// Least time between probes that a change of load asks for.
 const PROBE_EVERY_MIN: Duration = Duration::from_secs(5);
 /// The baseline covers so much time of guests alone: older operations fade as new ones come.
@@ -112,6 +118,8 @@ const AIM: f64 = 0.9;
 const FINE_OPERATIONS: f64 = 12.0;
 /// Most allowances that one tick may overdraw: a device's own pause must not read as overload.
 const FINE_OVERDRAWN_MAX: f64 = 15.0;
+/// The same for the account; where a tick has fewer, each may be the one that counts.
+const ACCOUNT_OPERATIONS: f64 = 50.0;
 /// The part over the target that makes a tick bad: five times what the target allows.
 const BAD_PART: f64 = 0.05;
 /// Bad ticks on end that are an overload: a garbage collection or a flush spoils one or two.
@@ -127,6 +135,8 @@ const WINDOW_OPERATIONS: f64 = 200.0;
 const LACKING_GAIN: f64 = 0.2;
 /// Ticks after an overload in which there is no change.
 const SETTLE_TICKS: u32 = 3;
+/// Up to this multiple of the floor a rate is the floor's.
+const FLOOR_NEAR: f64 = 1.05;
 /// A window with fewer operations says nothing of headroom.
 const HEADROOM_OPERATIONS_MIN: f64 = 10.0;
 /// Below this no latency target makes sense: timers and scheduling are as large.
@@ -138,12 +148,8 @@ const TARGET_US_MIN: f64 = 100.0;
 const APPLY_TARGET_US_MIN: f64 = 10_000.0;
 /// An inflation below this would take the baseline's own noise for resync's effect.
 const INFLATION_MIN: f64 = 1.05;
-/// The constant part of an increase, per tick: one window a second, ten times in a second.
-const STEP_BYTES_PER_SEC: f64 = 262_144.0;
 /// What a search starts from when the floor is lower: eight windows a second.
 const START_BYTES_PER_SEC: f64 = 2_097_152.0;
-/// Faster than any disk: where the floating-point state stops.
-const RATE_MAX: f64 = 1.0e12;
 /// With one copy left, the floor counts this many times: the risk is data, no longer latency.
 const CRITICAL_FLOOR_FACTOR: u64 = 4;
 
@@ -164,10 +170,7 @@ pub struct Controller {
     phase: Phase,
     /// The rate that the target allows, before cap and floor.
     rate: f64,
-    /// No decrease yet in this busy period.
-    searching: bool,
-    /// The rate at the last overload; near it the increase is slow.
-    knee: f64,
+    climb: Climb,
     account: Account,
     throughput: Throughput,
     settle_ticks: u32,
@@ -206,8 +209,7 @@ impl Controller {
             policy,
             phase: Phase::Idle,
             rate: 0.0,
-            searching: true,
-            knee: RATE_MAX,
+            climb: Climb::new(),
             account: Account::default(),
             throughput: Throughput::default(),
             settle_ticks: 0,
@@ -235,7 +237,7 @@ impl Controller {
     pub fn set_policy(&mut self, policy: Policy) -> Decision {
         if policy.target_p99_us != self.policy.target_p99_us || policy.target_inflation != self.policy.target_inflation
         {
-            self.knee = RATE_MAX;
+            self.climb.forget();
         }
         self.policy = policy;
         self.decision()
@@ -249,6 +251,17 @@ impl Controller {
     /// What was learnt on this disk alone: p99 without resync.
     pub fn own_baselines(&self) -> Baselines {
         Kind::ALL.map(|kind| self.quiet.p99_us(kind).map_or(0, |us| us as u64))
+    }
+
+    /// What the next step rests on, for the log.
+    pub fn footing(&self) -> Footing {
+        Footing {
+            knee_bytes_per_sec: self.climb.knee() as u64,
+            searching: self.climb.is_searching(),
+            bad_ticks: self.bad_ticks,
+            allowance_left: self.account.left(),
+            spare_throughput: self.least_kept().map_or(SPARE_FULL, |least| self.throughput.spare(least)),
+        }
     }
 
     /// The baseline in force: its own, raised towards its class's.
@@ -288,7 +301,7 @@ impl Controller {
 
         match self.phase {
             Phase::Idle => self.wake(),
-            Phase::Probe { ticks } => self.probe(ticks + 1, seconds),
+            Phase::Probe { ticks } => self.probe(ticks + 1, sample, seconds),
             Phase::Follow => self.follow(sample, seconds),
         }
         self.rate = if self.rate.is_finite() { self.rate.clamp(0.0, RATE_MAX) } else { 0.0 };
@@ -325,7 +338,8 @@ impl Controller {
             return;
         }
         let memory = (self.operations_per_sec * QUIET_SECONDS).max(QUIET_OPERATIONS_MAX);
-        if self.resync_off_ticks < self.drain_ticks {
+        let all_pause = sample.since_moment.is_some_and(|since| moment::is_quiet(since, sample.elapsed));
+        if self.resync_off_ticks < self.drain_ticks || sample.copies_elsewhere && !probing && !all_pause {
             self.beside.learn(&sample.latencies, memory);
             if self.phase == Phase::Follow {
                 self.throughput.see(&sample.latencies.guests(), seconds);
@@ -342,7 +356,7 @@ impl Controller {
 
     /// Guests are back: the rate that was right for them before, or the floor.
     fn wake(&mut self) {
-        self.searching = self.knee >= RATE_MAX;
+        self.climb.wake();
         self.settle_ticks = 0;
         if !self.quiet.is_known() && self.policy.target_p99_us.is_none() {
             self.rate = self.floor().max(START_BYTES_PER_SEC);
@@ -358,9 +372,11 @@ impl Controller {
         self.bad_ticks = 0;
     }
 
-    fn probe(&mut self, ticks: u32, seconds: f64) {
+    fn probe(&mut self, ticks: u32, sample: &Sample, seconds: f64) {
         self.floor_debt_bytes += (self.floor() - self.probe_rate()).max(0.0) * seconds;
-        let enough = self.resync_off_ticks > self.drain_ticks && self.quiet.operations() >= PROBE_OPERATIONS;
+        let others_learn = sample.since_moment.is_some_and(|since| since < moment::QUIET_TO);
+        let enough =
+            self.resync_off_ticks > self.drain_ticks && self.quiet.operations() >= PROBE_OPERATIONS && !others_learn;
         if (ticks >= PROBE_TICKS_MIN && enough) || ticks >= PROBE_TICKS_MAX {
             self.since_probe = Duration::ZERO;
             self.recent.clear();
@@ -374,9 +390,12 @@ impl Controller {
         let used = sample.resync_bytes as f64 / seconds;
         self.floor_debt_bytes = (self.floor_debt_bytes - (used - self.floor()).max(0.0) * seconds).max(0.0);
         self.correct_baseline();
+        if self.probe_is_due(sample) {
+            return self.begin_probe();
+        }
         if !self.quiet.is_known() && self.policy.target_p99_us.is_none() {
             // Operations are so rare that no baseline has come together: nobody is hurt who could be measured.
-            return self.maybe_probe(sample);
+            return;
         }
         let (mut operations, mut over, mut anyway) = (0.0, 0.0, 0.0);
         for kind in Kind::ALL {
@@ -387,7 +406,9 @@ impl Controller {
                 anyway += latencies.total() * self.quiet.part_over(kind, target * AIM).min(NOISE_MAX);
             }
         }
-        self.account.enter(operations / 100.0 + anyway, over);
+        // A pause of the device's own is no more of a lasting overdraft than of a step.
+        let most = FINE_OVERDRAWN_MAX * operations.max(ACCOUNT_OPERATIONS) / 100.0 + anyway;
+        self.account.enter(operations / 100.0 + anyway, over.min(most));
         if self.settle_ticks > 0 {
             self.settle_ticks -= 1;
             return;
@@ -397,9 +418,11 @@ impl Controller {
         let step = FINE_GAIN * allowances.clamp(-FINE_OVERDRAWN_MAX, 1.0);
         let spare = self.least_kept().map_or(SPARE_FULL, |least| self.throughput.spare(least));
         let step = if spare < 0.0 { step.min(LACKING_GAIN * spare) } else { step };
-        self.searching &= spare >= 0.0;
         // From what cap and floor let through, lest the state wind up beyond them.
         let effective = self.rate.clamp(self.floor(), self.cap());
+        if spare < 0.0 && !self.is_near_floor(effective) {
+            self.climb.end_search();
+        }
         let wants_more = sample.resync_held_back || used >= 0.8 * effective;
         if step < 0.0 {
             if self.ground.found().losing || !(wants_more || used > self.floor()) {
@@ -414,7 +437,10 @@ impl Controller {
             let increase = self.increased(effective, step) - effective;
             self.rate = effective + increase * (spare / SPARE_FULL);
         }
-        self.maybe_probe(sample);
+    }
+
+    fn is_near_floor(&self, rate: f64) -> bool {
+        rate <= FLOOR_NEAR * self.floor()
     }
 
     /// What guests must complete at least, as a part of what they do alone: 0.8 at the ordinary target of twice their latency.
@@ -437,11 +463,14 @@ impl Controller {
     }
 
     fn overload(&mut self, effective: f64) {
-        if self.bad_ticks == OVERLOAD_TICKS {
-            self.knee = effective;
+        if !self.is_near_floor(effective) {
+            if self.bad_ticks == OVERLOAD_TICKS {
+                let known = self.worst().map_or(0.0, |(kind, _)| self.known(kind));
+                self.climb.met(effective, known);
+            }
+            self.climb.end_search();
         }
         self.rate = effective * OVERLOAD_FACTOR;
-        self.searching = false;
         self.recent.clear();
         if self.bad_ticks > OVERLOAD_TICKS {
             self.settle_ticks = SETTLE_TICKS;
@@ -457,52 +486,57 @@ impl Controller {
         Kind::ALL.into_iter().filter(measured).filter_map(part).max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
+    /// How well the present is known: the p99 of few operations is no ground for large steps.
+    fn known(&self, kind: Kind) -> f64 {
+        (self.recent.of(kind).total() / WINDOW_OPERATIONS).min(1.0).powi(2)
+    }
+
     fn increased(&mut self, effective: f64, step: f64) -> f64 {
         let fine = effective * (1.0 + step);
-        let Some((_, part)) = self.worst() else { return fine };
+        let Some((kind, part)) = self.worst() else { return fine };
         let headroom = (0.9 - part) / 0.9;
         if headroom <= 0.0 {
             return fine;
         }
-        if self.searching {
-            return effective * (1.0 + 0.25 * headroom.max(0.2)) + STEP_BYTES_PER_SEC;
-        }
-        if effective >= 1.2 * self.knee {
-            // The old limit has gone.
-            self.knee = RATE_MAX;
-        }
-        let coarse = 0.06 * headroom * effective + STEP_BYTES_PER_SEC.min(effective * 0.05 + 4096.0);
-        // An overload with a sharp edge spends ten seconds' allowance at once; where much is left the limit has moved, as when
-        // other disks' copies have ended.
-        let part = if effective > 0.85 * self.knee { self.account.left() } else { 1.0 };
-        fine.max(effective + coarse * part)
+        let room = Room { headroom, known: self.known(kind), left: self.account.left() };
+        self.climb.increased(effective, fine, room)
     }
 
-    /// Starts a probe when the baseline is old, or was learnt under another load.
-    fn maybe_probe(&mut self, sample: &Sample) {
-        if self.policy.target_p99_us.is_some() || sample.resync_bytes == 0 {
-            return;
-        }
+    /// The load is another one than the baseline was learnt under.
+    fn load_has_changed(&self) -> bool {
         let (now, then) = (self.operations_per_sec, self.baseline_operations_per_sec);
-        let changed = now > then * 1.5 || now < then * 0.5;
-        if self.since_probe >= PROBE_EVERY
-            || changed && self.since_probe >= PROBE_EVERY_MIN
-            || self.quiet.operations() < PROBE_OPERATIONS && self.since_probe >= PROBE_EVERY_MIN
-        {
-            // Another load makes the old baseline worthless; else it fades, but not below what a p99 needs.
-            let least = |operations: f64| (2.0 * operations / self.quiet.operations().max(1.0)).min(1.0);
-            if changed {
-                self.quiet.forget(least(QUIET_OPERATIONS_MIN).max(0.1));
-                self.beside.clear();
-                self.throughput.forget_quiet();
-            } else {
-                self.quiet.fade(least(PROBE_OPERATIONS).max(PROBE_KEEPS));
-                self.beside.decay(PROBE_KEEPS);
-                self.throughput.fade_quiet();
-            }
-            self.resync_off_ticks = 0;
-            self.phase = Phase::Probe { ticks: 0 };
+        now > then * 1.5 || now < then * 0.5
+    }
+
+    /// The baseline is old, or was learnt under another load, and its time has come.
+    fn probe_is_due(&self, sample: &Sample) -> bool {
+        if self.policy.target_p99_us.is_some() || sample.resync_bytes == 0 {
+            return false;
         }
+        let soon = self.since_probe >= PROBE_EVERY_MIN;
+        match sample.since_moment {
+            Some(since) => soon && moment::begins(since, sample.elapsed),
+            None => {
+                let lacking = self.load_has_changed() || self.quiet.operations() < PROBE_OPERATIONS;
+                self.since_probe >= PROBE_EVERY || lacking && soon
+            }
+        }
+    }
+
+    fn begin_probe(&mut self) {
+        // Another load makes the old baseline worthless; else it fades, but not below what a p99 needs.
+        let least = |operations: f64| (2.0 * operations / self.quiet.operations().max(1.0)).min(1.0);
+        if self.load_has_changed() {
+            self.quiet.forget(least(QUIET_OPERATIONS_MIN).max(0.1));
+            self.beside.clear();
+            self.throughput.forget_quiet();
+        } else {
+            self.quiet.fade(least(PROBE_OPERATIONS).max(PROBE_KEEPS));
+            self.beside.decay(PROBE_KEEPS);
+            self.throughput.fade_quiet();
+        }
+        self.resync_off_ticks = 0;
+        self.phase = Phase::Probe { ticks: 0 };
     }
 
     fn cap(&self) -> f64 {

@@ -61,6 +61,11 @@ pub struct Sample {
     pub backlog_bytes: u64,
     /// Bytes that guests wrote.
     pub foreground_write_bytes: u64,
+    /// Time since the last moment at which all disks pause their copies ([`moment::since`](super::moment::since)), at the
+    /// sample's end; `None`: the driver has no time, and this disk pauses when it likes.
+    pub since_moment: Option<Duration>,
+    /// Copies run beside other disks too, which its guests may share with them.
+    pub copies_elsewhere: bool,
 }
 
 /// What bounds resync.
@@ -114,4 +119,19 @@ pub struct Decision {
     pub below_floor: bool,
     /// The baseline is being learnt: a short dip of the rate.
     pub probing: bool,
+}
+
+/// What the controller's next step rests on: for logs.
+#[derive(Clone, Copy, Debug)]
+pub struct Footing {
+    /// The rate at the last overload; as much as a rate can be if there was none.
+    pub knee_bytes_per_sec: u64,
+    /// No limit was met yet in this busy period.
+    pub searching: bool,
+    /// Ticks on end with many operations over the target.
+    pub bad_ticks: u32,
+    /// The part that is left of what guests were allowed over their target in the last ten seconds.
+    pub allowance_left: f64,
+    /// How far guests' throughput is above what they must keep, as a part of what they have alone.
+    pub spare_throughput: f64,
 }
