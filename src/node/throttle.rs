@@ -252,6 +252,13 @@ impl Foreground {
     }
 }
 
+/// What all disks of a tick have in common.
+struct Around {
+    elapsed: Duration,
+    since_moment: Option<Duration>,
+    copies_run: bool,
+}
+
 struct Disk {
     foreground: Foreground,
     source: Direction,
@@ -287,12 +294,12 @@ impl Disk {
         disk
     }
 
-    fn tick(&self, id: DiskId, policy: &Policy, elapsed: Duration, copies_elsewhere: bool) -> Histogram {
+    fn tick(&self, id: DiskId, policy: &Policy, around: &Around) -> Histogram {
         let (latencies, foreground_write_bytes) = self.foreground.take();
         let (source, target) = (self.source.usage(), self.target.usage());
         let control = &mut *self.control.lock();
         let sample = Sample {
-            elapsed,
+            elapsed: around.elapsed,
             latencies,
             queue_depth: self.foreground.queue_depth.load(Ordering::Relaxed),
             resync_bytes: source.bytes().max(target.bytes()),
@@ -300,9 +307,8 @@ impl Disk {
             wanted: std::array::from_fn(|i| source.wanted(i) || target.wanted(i)),
             backlog_bytes: self.foreground.backlog_bytes.load(Ordering::Relaxed),
             foreground_write_bytes,
-            // A clock before 1970 is as good as any.
-            since_moment: Some(moment::since(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())),
-            copies_elsewhere,
+            since_moment: around.since_moment,
+            copies_run: around.copies_run,
         };
         control.decision = control.controller.handle_sample(&sample);
         if sample.latencies.total() > 0.0 || sample.resync_bytes > 0 {
@@ -318,7 +324,7 @@ impl Disk {
             );
         }
         control.usages = (source, target);
-        self.enforce(control, policy, elapsed.as_secs_f64());
+        self.enforce(control, policy, around.elapsed.as_secs_f64());
         sample.latencies.guests()
     }
 
@@ -469,12 +475,17 @@ impl Throttle {
             elapsed
         };
         let mut all = Histogram::default();
-        let copies_run = self.copies_run.load(Ordering::Relaxed);
+        let around = Around {
+            elapsed,
+            // With a clock before 1970 each disk pauses at times of its own.
+            since_moment: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(moment::since),
+            copies_run: self.copies_run.load(Ordering::Relaxed),
+        };
         {
             let policies = self.policy.lock();
             let disks: Vec<(DiskId, Arc<Disk>)> = self.disks.read().iter().map(|(id, d)| (*id, d.clone())).collect();
             for (id, disk) in disks {
-                all.merge(&disk.tick(id, &policies.of(id), elapsed, copies_run));
+                all.merge(&disk.tick(id, &policies.of(id), &around));
             }
         }
         let mut recent = self.recent.lock();

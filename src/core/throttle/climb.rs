@@ -1,8 +1,6 @@
 //! How the rate rises: a search until a limit is met, then in proportion to guests' headroom, back towards a limit that was met,
 //! and slowly near it. Pure. Units: bytes per second.
 
-/// Where the floating-point state stops: faster than any disk. As a knee: no limit is known.
-pub(super) const RATE_MAX: f64 = 1.0e12;
 /// The constant part of an increase, per tick: one window a second, ten times in a second.
 const STEP_BYTES_PER_SEC: f64 = 262_144.0;
 /// The search's largest increase of a tick, in proportion to the headroom, and the headroom that it counts with at least.
@@ -44,24 +42,24 @@ pub(super) struct Room {
 pub(super) struct Climb {
     /// No limit was met yet in this busy period.
     searching: bool,
-    /// The rate at the last overload.
-    knee: f64,
+    /// The rate at the last overload, if that limit still holds.
+    knee: Option<f64>,
 }
 
 impl Climb {
     /// Of the limit nothing is known.
     pub fn new() -> Self {
-        Climb { searching: true, knee: RATE_MAX }
+        Climb { searching: true, knee: None }
     }
 
     /// Guests are back: a limit that was met still holds.
     pub fn wake(&mut self) {
-        self.searching = self.knee >= RATE_MAX;
+        self.searching = self.knee.is_none();
     }
 
     /// Another target has another limit.
     pub fn forget(&mut self) {
-        self.knee = RATE_MAX;
+        self.knee = None;
     }
 
     /// Guests lack something: no large steps any more.
@@ -71,11 +69,11 @@ impl Climb {
 
     /// An overload at this rate.
     pub fn met(&mut self, rate: f64, known: f64) {
-        let before = if self.knee < RATE_MAX { self.knee * known } else { 0.0 };
-        self.knee = rate.max(KNEE_KEEPS * before);
+        let before = self.knee.unwrap_or(0.0) * known;
+        self.knee = Some(rate.max(KNEE_KEEPS * before));
     }
 
-    pub fn knee(&self) -> f64 {
+    pub fn knee(&self) -> Option<f64> {
         self.knee
     }
 
@@ -85,18 +83,17 @@ impl Climb {
 
     /// The rate of the next tick, `fine` at least.
     pub fn increased(&mut self, rate: f64, fine: f64, room: Room) -> f64 {
-        if self.searching || self.knee >= RATE_MAX && room.left >= SEARCH_ON {
+        if self.searching || self.knee.is_none() && room.left >= SEARCH_ON {
             return rate * (1.0 + SEARCH_GAIN * room.headroom.max(SEARCH_HEADROOM_MIN)) + STEP_BYTES_PER_SEC;
         }
-        if rate >= PAST_KNEE * self.knee {
-            self.knee = RATE_MAX;
-        }
+        self.knee = self.knee.filter(|knee| rate < PAST_KNEE * knee);
         // An overload with a sharp edge spends ten seconds' allowance at once; where much is left the limit has moved, as when
         // other disks' copies have ended.
+        let near = self.knee.is_some_and(|knee| rate > NEAR_KNEE * knee);
         let far = NEAR_GAIN + (FAR_GAIN - NEAR_GAIN) * room.known;
-        let (gain, part) = if rate > NEAR_KNEE * self.knee { (NEAR_GAIN, room.left) } else { (far, 1.0) };
+        let (gain, part) = if near { (NEAR_GAIN, room.left) } else { (far, 1.0) };
         let coarse = gain * room.headroom * rate + STEP_BYTES_PER_SEC.min(rate * 0.05 + 4096.0);
-        let way = if self.knee < RATE_MAX { NEAR_KNEE * self.knee - rate } else { 0.0 };
+        let way = self.knee.map_or(0.0, |knee| NEAR_KNEE * knee - rate);
         let back = BACK * way * (room.headroom / HEADROOM_FULL).min(1.0) * room.known;
         fine.max(rate + coarse * part).max(rate + back)
     }
@@ -148,10 +145,10 @@ mod tests {
         climb.end_search();
         climb.met(100.0 * MIB, 1.0);
         climb.met(20.0 * MIB, 1.0);
-        assert!(climb.knee() >= 89.0 * MIB);
+        assert!(climb.knee() >= Some(89.0 * MIB));
         climb.met(20.0 * MIB, 0.1);
-        assert!(climb.knee() <= 20.0 * MIB, "of few operations the last is known best");
+        assert!(climb.knee() <= Some(20.0 * MIB), "of few operations the last is known best");
         after(&mut climb, 25.0 * MIB, 1, ROOM);
-        assert_eq!(climb.knee(), RATE_MAX, "the old limit has gone");
+        assert_eq!(climb.knee(), None, "the old limit has gone");
     }
 }

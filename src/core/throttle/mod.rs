@@ -26,9 +26,9 @@
 //!   towards it ([`peers`]).
 //! - *Follow*: "p99 ≤ X" is "at most one operation in a hundred is slower than X". So each tick compares the number `k`
 //!   of operations over the target with its allowance, a hundredth of `n` and what is over without resync too ([`NOISE_MAX`]
-//!   at most): the rate moves by [`FINE_GAIN`] × (allowance − k) / (n/100), so by +0.5 % at most, and cut off at −7.5 %. This is Robbins and Monro's
-//!   stochastic approximation of a quantile: it comes to rest where exactly one in a hundred is slower, however few
-//!   operations there are, and a single pause of the device costs one bounded step.
+//!   at most): the rate moves by [`FINE_GAIN`] × (allowance − k) / (n/100), so by +0.5 % at most, and cut off at −7.5 %. This
+//!   is Robbins and Monro's stochastic approximation of a quantile: it comes to rest where exactly one in a hundred is
+//!   slower, however few operations there are, and a single pause of the device costs one bounded step.
 //! - Where the window's p99 is far below the target, the increase is larger: up to 25 % a tick until the first overload
 //!   of a busy period (the search), later up to 12 %, in proportion to the headroom, and always a small constant, so that a
 //!   rate of zero can rise; back to near the rate of the last overload by a fixed part of the way; near it up to 6 %, and
@@ -59,6 +59,7 @@ pub mod fair;
 mod ground;
 mod histogram;
 mod latencies;
+mod learn;
 pub mod missed;
 pub mod moment;
 pub mod peers;
@@ -76,8 +77,9 @@ pub use types::{Decision, Footing, LimitedBy, Policy, Sample};
 
 use account::Account;
 use baseline::Baseline;
-use climb::{Climb, RATE_MAX, Room};
+use climb::{Climb, Room};
 use ground::Ground;
+use learn::{PROBE_EVERY, PROBE_TICKS_MIN};
 use peers::Baselines;
 use throughput::{SPARE_FULL, Throughput};
 
@@ -86,30 +88,8 @@ use throughput::{SPARE_FULL, Throughput};
 const IDLE_TICKS: u32 = 5;
 /// The most that a slow disk may delay that.
 const IDLE_TICKS_MAX: u32 = 15;
-/// A probe's least length: what was under way has drained after the first of them.
-const PROBE_TICKS_MIN: u32 = 2;
-/// A probe ends after this time, however few operations it saw: the price is bounded.
-const PROBE_TICKS_MAX: u32 = 15;
-/// Most ticks that what was queued when resync stopped may take to drain.
-const DRAIN_TICKS_MAX: u32 = 8;
-/// Operations after which a probe may end: enough for a p99.
-const PROBE_OPERATIONS: f64 = 100.0;
-/// Time between probes: a probe of 0.3 to 0.5 s costs 3 to 5 % of the rate.
-const PROBE_EVERY: Duration = moment::EVERY;
-/// Least time between probes that a change of load asks for.
-const PROBE_EVERY_MIN: Duration = Duration::from_secs(5);
-/// The baseline covers so much time of guests alone: older operations fade as new ones come.
-const QUIET_SECONDS: f64 = 60.0;
-/// And at least so many operations, where that is more.
-const QUIET_OPERATIONS_MAX: f64 = 4_000.0;
-/// What a probe leaves of the weight of what was known before, so that after five the older part is a quarter.
-const PROBE_KEEPS: f64 = 0.75;
 /// The most of a device's own slow moments, as a part of operations, that isn't held against resync.
 const NOISE_MAX: f64 = 0.02;
-/// Operations beside resync that may correct a baseline: a p99 of fewer is luck.
-const BESIDE_OPERATIONS_MIN: f64 = 1_000.0;
-/// Least operations for a baseline.
-const QUIET_OPERATIONS_MIN: f64 = 20.0;
 /// Step of the fine loop for one allowance: small against the swing of 25 % that is tolerated.
 const FINE_GAIN: f64 = 0.005;
 /// The fine loop aims a little below the target, so that its own noise stays within.
@@ -150,6 +130,8 @@ const APPLY_TARGET_US_MIN: f64 = 10_000.0;
 const INFLATION_MIN: f64 = 1.05;
 /// What a search starts from when the floor is lower: eight windows a second.
 const START_BYTES_PER_SEC: f64 = 2_097_152.0;
+/// Faster than any disk: where the floating-point state stops.
+const RATE_MAX: f64 = 1.0e12;
 /// With one copy left, the floor counts this many times: the risk is data, no longer latency.
 const CRITICAL_FLOOR_FACTOR: u64 = 4;
 
@@ -256,7 +238,7 @@ impl Controller {
     /// What the next step rests on, for the log.
     pub fn footing(&self) -> Footing {
         Footing {
-            knee_bytes_per_sec: self.climb.knee() as u64,
+            knee_bytes_per_sec: self.climb.knee().map(|rate| rate as u64),
             searching: self.climb.is_searching(),
             bad_ticks: self.bad_ticks,
             allowance_left: self.account.left(),
@@ -314,46 +296,6 @@ impl Controller {
         (slow as u32).clamp(IDLE_TICKS, IDLE_TICKS_MAX)
     }
 
-    /// Operations that ran without resync beside them teach the baseline.
-    fn learn_quiet(&mut self, sample: &Sample, seconds: f64) {
-        let trace = self.floor().min(START_BYTES_PER_SEC) / 8.0 * 1.5 * seconds + 1.0;
-        let probing = matches!(self.phase, Phase::Probe { .. });
-        if (sample.resync_bytes as f64) <= trace
-            || probing && sample.resync_bytes as f64 <= self.probe_rate() * 3.0 * seconds
-        {
-            self.resync_off_ticks = self.resync_off_ticks.saturating_add(1);
-        } else {
-            self.resync_off_ticks = 0;
-        }
-        // Operations that waited behind what was queued when resync stopped complete in the first ticks: twice the
-        // longest latency of those has drained it.
-        if self.resync_off_ticks <= 1 {
-            self.drain_ticks = PROBE_TICKS_MIN;
-        }
-        if self.resync_off_ticks <= PROBE_TICKS_MIN {
-            let longest = sample.latencies.longest_us() / (seconds * 1e6);
-            self.drain_ticks = self.drain_ticks.max((2.0 * longest) as u32 + 2).min(DRAIN_TICKS_MAX);
-        }
-        if sample.latencies.total() == 0.0 {
-            return;
-        }
-        let memory = (self.operations_per_sec * QUIET_SECONDS).max(QUIET_OPERATIONS_MAX);
-        let all_pause = sample.since_moment.is_some_and(|since| moment::is_quiet(since, sample.elapsed));
-        if self.resync_off_ticks < self.drain_ticks || sample.copies_elsewhere && !probing && !all_pause {
-            self.beside.learn(&sample.latencies, memory);
-            if self.phase == Phase::Follow {
-                self.throughput.see(&sample.latencies.guests(), seconds);
-            }
-            return;
-        }
-        self.throughput.learn_quiet(&sample.latencies.guests(), seconds);
-        self.quiet.learn(&sample.latencies, sample.elapsed, memory);
-        self.baseline_operations_per_sec = self.operations_per_sec;
-        if self.quiet.operations() >= PROBE_OPERATIONS {
-            self.since_probe = Duration::ZERO;
-        }
-    }
-
     /// Guests are back: the rate that was right for them before, or the floor.
     fn wake(&mut self) {
         self.climb.wake();
@@ -370,20 +312,6 @@ impl Controller {
         self.phase = Phase::Follow;
         self.settle_ticks = WAKE_TICKS;
         self.bad_ticks = 0;
-    }
-
-    fn probe(&mut self, ticks: u32, sample: &Sample, seconds: f64) {
-        self.floor_debt_bytes += (self.floor() - self.probe_rate()).max(0.0) * seconds;
-        let others_learn = sample.since_moment.is_some_and(|since| since < moment::QUIET_TO);
-        let enough =
-            self.resync_off_ticks > self.drain_ticks && self.quiet.operations() >= PROBE_OPERATIONS && !others_learn;
-        if (ticks >= PROBE_TICKS_MIN && enough) || ticks >= PROBE_TICKS_MAX {
-            self.since_probe = Duration::ZERO;
-            self.recent.clear();
-            self.phase = Phase::Follow;
-        } else {
-            self.phase = Phase::Probe { ticks };
-        }
     }
 
     fn follow(&mut self, sample: &Sample, seconds: f64) {
@@ -449,19 +377,6 @@ impl Controller {
         self.policy.target_p99_us.is_none().then(|| (1.0 - self.policy.target_inflation / 10.0).clamp(0.3, 0.95))
     }
 
-    /// Resync never makes guests faster: a baseline far above what they have had beside it is wrong, or of another load.
-    fn correct_baseline(&mut self) {
-        for kind in Kind::ALL {
-            let beside = self.beside.of(kind);
-            if beside.total() >= BESIDE_OPERATIONS_MIN
-                && let (Some(baseline), Some(p99)) = (self.quiet.p99_us(kind), beside.quantile_us(0.99))
-                && p99 < 0.8 * baseline
-            {
-                self.quiet.correct(kind, beside);
-            }
-        }
-    }
-
     fn overload(&mut self, effective: f64) {
         if !self.is_near_floor(effective) {
             if self.bad_ticks == OVERLOAD_TICKS {
@@ -502,43 +417,6 @@ impl Controller {
         self.climb.increased(effective, fine, room)
     }
 
-    /// The load is another one than the baseline was learnt under.
-    fn load_has_changed(&self) -> bool {
-        let (now, then) = (self.operations_per_sec, self.baseline_operations_per_sec);
-        now > then * 1.5 || now < then * 0.5
-    }
-
-    /// The baseline is old, or was learnt under another load, and its time has come.
-    fn probe_is_due(&self, sample: &Sample) -> bool {
-        if self.policy.target_p99_us.is_some() || sample.resync_bytes == 0 {
-            return false;
-        }
-        let soon = self.since_probe >= PROBE_EVERY_MIN;
-        match sample.since_moment {
-            Some(since) => soon && moment::begins(since, sample.elapsed),
-            None => {
-                let lacking = self.load_has_changed() || self.quiet.operations() < PROBE_OPERATIONS;
-                self.since_probe >= PROBE_EVERY || lacking && soon
-            }
-        }
-    }
-
-    fn begin_probe(&mut self) {
-        // Another load makes the old baseline worthless; else it fades, but not below what a p99 needs.
-        let least = |operations: f64| (2.0 * operations / self.quiet.operations().max(1.0)).min(1.0);
-        if self.load_has_changed() {
-            self.quiet.forget(least(QUIET_OPERATIONS_MIN).max(0.1));
-            self.beside.clear();
-            self.throughput.forget_quiet();
-        } else {
-            self.quiet.fade(least(PROBE_OPERATIONS).max(PROBE_KEEPS));
-            self.beside.decay(PROBE_KEEPS);
-            self.throughput.fade_quiet();
-        }
-        self.resync_off_ticks = 0;
-        self.phase = Phase::Probe { ticks: 0 };
-    }
-
     fn cap(&self) -> f64 {
         self.policy.cap_bytes_per_sec.map_or(RATE_MAX, |cap| cap as f64).min(RATE_MAX)
     }
@@ -551,10 +429,6 @@ impl Controller {
         let factor = if self.critical { CRITICAL_FLOOR_FACTOR } else { 1 };
         let floor = self.policy.floor_bytes_per_sec.saturating_mul(factor).max(classes);
         (floor as f64).min(self.cap())
-    }
-
-    fn probe_rate(&self) -> f64 {
-        self.floor() / 8.0
     }
 
     fn target_us(&self, kind: Kind) -> Option<f64> {

@@ -4,7 +4,8 @@
 //! wait for the copies of others. If each disk paused at a time of its own, none would see its guests alone, and baselines would
 //! rise with the copies until the target means nothing; and a move stands still while either of its ends pauses. So all pause
 //! at the same time, by the clocks of the hosts, which agree to some hundredths of a second; where they don't, a disk learns
-//! what it learnt without.
+//! what it learnt without. A disk without guests, or for which a latency was set, copies on: it has nothing to learn, and most of its
+//! moves have another end that pauses.
 
 use std::time::Duration;
 

@@ -232,3 +232,43 @@ fn a_low_baseline_is_held_to_the_median_of_its_class() {
     c.set_class_baselines([0; KINDS]);
     assert!(step(&mut c, 1_000).baseline_p99_us.is_some_and(|us| us < 1_150));
 }
+
+/// A disk whose driver tells the time: samples that end so long after a moment, by tick.
+fn at(moment_ms: u64, sample: Sample) -> Sample {
+    Sample { since_moment: Some(Duration::from_millis(moment_ms % 10_000)), copies_run: true, ..sample }
+}
+
+#[test]
+fn beside_others_copies_only_moments_teach() {
+    // It copies nothing itself; its guests wait for others' copies but in the moments.
+    let mut c = busy(Policy::default());
+    for tick in 1..=600 {
+        let ms = tick * 100;
+        let latency_us = if (100..=500).contains(&(ms % 10_000)) { 1_100 } else { 5_000 };
+        c.handle_sample(&at(ms, sample(200, latency_us, 0)));
+    }
+    let baseline = c.handle_sample(&sample(200, 1_000, 0)).baseline_p99_us;
+    assert!(baseline.is_some_and(|us| us < 1_300), "{baseline:?}");
+    // With no copies anywhere the same is what guests have.
+    for _ in 0..600 {
+        c.handle_sample(&sample(200, 5_000, 0));
+    }
+    assert!(c.own_baselines()[0] > 4_000);
+}
+
+#[test]
+fn all_disks_that_copy_pause_in_each_moment() {
+    // It has just learnt what its guests have: another disk still has to.
+    let mut c = busy(Policy::default());
+    let mut pauses = Vec::new();
+    for tick in 0..300 {
+        let ms = 9_000 + tick * 100;
+        let decision = c.handle_sample(&at(ms, sample(200, 1_000, 4 * MIB)));
+        if decision.probing {
+            pauses.push(ms % 10_000);
+        }
+    }
+    let begun = pauses.iter().filter(|ms| **ms == 0).count();
+    assert_eq!(begun, 3, "{pauses:?}");
+    assert!(pauses.contains(&400), "until others have learnt: {pauses:?}");
+}

@@ -77,7 +77,8 @@ pub(super) struct Throughput {
     /// The last quiet moment alone, and what was before it.
     moment: Mean,
     before: Mean,
-    since_moment: f64,
+    /// Seconds beside resync since then.
+    beside_seconds: f64,
     compared: bool,
     /// Regression of throughput's changes over latency's, both as logarithms.
     changes: f64,
@@ -87,9 +88,9 @@ pub(super) struct Throughput {
 impl Throughput {
     /// A moment without resync.
     pub fn learn_quiet(&mut self, guests: &Histogram, seconds: f64) {
-        if self.since_moment > 0.0 {
+        if self.beside_seconds > 0.0 {
             (self.before, self.moment) = (self.now, Mean::default());
-            (self.since_moment, self.compared) = (0.0, false);
+            (self.beside_seconds, self.compared) = (0.0, false);
         }
         self.moment.enter(guests, seconds, seconds / NOW_SECONDS);
         self.quiet.enter(guests, seconds, seconds / QUIET_SECONDS);
@@ -97,13 +98,13 @@ impl Throughput {
 
     /// A moment beside resync.
     pub fn see(&mut self, guests: &Histogram, seconds: f64) {
-        if self.since_moment == 0.0 {
+        if self.beside_seconds == 0.0 {
             self.compare(self.before);
             self.now = Mean::default();
         }
-        self.since_moment += seconds;
+        self.beside_seconds += seconds;
         self.now.enter(guests, seconds, (seconds / NOW_SECONDS).min(guests.total() / NOW_OPERATIONS));
-        if !self.compared && (COMPARED_FROM..COMPARED_TO).contains(&self.since_moment) {
+        if !self.compared && (COMPARED_FROM..COMPARED_TO).contains(&self.beside_seconds) {
             self.compared = self.compare(self.now);
         }
     }

@@ -64,8 +64,8 @@ pub struct Sample {
     /// Time since the last moment at which all disks pause their copies ([`moment::since`](super::moment::since)), at the
     /// sample's end; `None`: the driver has no time, and this disk pauses when it likes.
     pub since_moment: Option<Duration>,
-    /// Copies run beside other disks too, which its guests may share with them.
-    pub copies_elsewhere: bool,
+    /// Copies run somewhere in the cluster, beside disks that its guests may share with them.
+    pub copies_run: bool,
 }
 
 /// What bounds resync.
@@ -124,8 +124,8 @@ pub struct Decision {
 /// What the controller's next step rests on: for logs.
 #[derive(Clone, Copy, Debug)]
 pub struct Footing {
-    /// The rate at the last overload; as much as a rate can be if there was none.
-    pub knee_bytes_per_sec: u64,
+    /// The rate at the last overload, if that limit still holds.
+    pub knee_bytes_per_sec: Option<u64>,
     /// No limit was met yet in this busy period.
     pub searching: bool,
     /// Ticks on end with many operations over the target.
