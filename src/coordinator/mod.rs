@@ -47,10 +47,9 @@ pub use probe::Probe;
 use crate::api::calls::{Access, Caller};
 use crate::api::metrics::Metrics;
 use crate::api::router::router;
-use crate::core::cluster::command::{Command, Context, Liveness, Refusal};
+use crate::core::cluster::command::{Command, Context, Nobody, Refusal};
 use crate::core::cluster::state::ClusterState;
-use crate::core::cluster::{PgConfig, Replica};
-use crate::core::ids::{ClusterId, PgId};
+use crate::core::ids::ClusterId;
 use crate::meta::sled_store::SledStore;
 use crate::meta::{Batch, MetaError, MetaStore, migrate, records};
 use crate::net::admin::{AdminPeer, AdminServer, AdminTransport, ServeAdminError};
@@ -295,21 +294,6 @@ fn authoriser(
         };
         let from = peer.map_or_else(|| "nowhere".to_owned(), |p| p.addr.ip().to_canonical().to_string());
         Access { caller, loopback, asker: format!("{by}, from {from})") }
-    }
-}
-
-/// Before anything runs, nobody is alive.
-struct Nobody;
-
-impl Liveness for Nobody {
-    fn is_live(&self, _: Replica) -> bool {
-        false
-    }
-    fn accusation_stands(&self, _: PgId, _: Replica) -> bool {
-        false
-    }
-    fn has_whole_copy(&self, _: &PgConfig, _: Replica) -> bool {
-        true
     }
 }
 

@@ -1,22 +1,8 @@
 use super::*;
-use crate::core::cluster::command::{Command, Context, Liveness, Refusal};
-use crate::core::cluster::{NodeAdminState, PgConfig, Replica};
-use crate::core::ids::PgId;
+use crate::core::cluster::NodeAdminState;
+use crate::core::cluster::command::{Command, Context, Nobody, Refusal};
 use crate::meta::migrate;
 use crate::meta::sled_store::SledStore;
-
-struct Nobody;
-impl Liveness for Nobody {
-    fn is_live(&self, _: Replica) -> bool {
-        false
-    }
-    fn accusation_stands(&self, _: PgId, _: Replica) -> bool {
-        false
-    }
-    fn has_whole_copy(&self, _: &PgConfig, _: Replica) -> bool {
-        true
-    }
-}
 
 fn apply(state: &mut ClusterState, store: &dyn MetaStore, command: Command) -> Result<(), Refusal> {
     let applied = state.apply(command, &Context { liveness: &Nobody })?;

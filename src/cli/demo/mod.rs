@@ -5,10 +5,11 @@
 //! is the one that the demo computes from its own model; nothing is left behind, whatever ends the demo; no program
 //! but this one runs, no network but loopback.
 //!
-//! Layout: `content` knows what the volume must hold, `load` is the guest, `volume_io` fills and reads back, `show`
+//! Layout: `home` is the directory, `content` knows what the volume must hold, `load` is the guest, `volume_io` fills and reads back, `show`
 //! narrates, `report` prints the table.
 
 mod content;
+mod home;
 mod load;
 mod report;
 mod show;
@@ -16,13 +17,12 @@ mod show;
 mod tests_nbd;
 mod volume_io;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::api::types::{PlanReply, PlanRequest, Status, VolumeCreate, VolumeQosSet};
@@ -37,6 +37,7 @@ use super::status::{missing_for, resync_line};
 use super::{daemons, out};
 
 use content::Model;
+use home::Home;
 use load::{Load, Phase};
 use report::{Compared, Job, Outcome};
 use show::{Progress, report, say};
@@ -54,8 +55,6 @@ const QUIET: Duration = Duration::from_secs(6);
 /// Nothing about the cluster changed for so long: it hangs.
 const STUCK_AFTER: Duration = Duration::from_secs(90);
 const POLL_EVERY: Duration = Duration::from_millis(200);
-/// The kernel's limit for a Unix socket's path, less its final zero.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// `demo`.
 pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
@@ -444,91 +443,6 @@ impl Demo {
     }
 }
 
-/// Where the demo lives.
-struct Home {
-    path: PathBuf,
-    /// Removes itself, also when the demo fails.
-    _temporary: Option<TempDir>,
-    /// Given by the user and empty before: what is in it is the demo's.
-    clear: Option<ClearOnDrop>,
-}
-
-impl Home {
-    fn make(args: &DemoArgs) -> anyhow::Result<Home> {
-        let Some(dir) = &args.dir else {
-            let temporary =
-                tempfile::Builder::new().prefix("evenkeel-demo-").tempdir().context("making a directory")?;
-            return Ok(Home { path: temporary.path().to_owned(), _temporary: Some(temporary), clear: None });
-        };
-        let existed = dir.exists();
-        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-        let path = dir.canonicalize().with_context(|| format!("finding {}", dir.display()))?;
-        let is_empty = std::fs::read_dir(&path).with_context(|| format!("reading {}", dir.display()))?.next().is_none();
-        anyhow::ensure!(is_empty, "{} is not empty; the demo needs an empty or a new directory", dir.display());
-        let clear = (!args.keep).then(|| ClearOnDrop { path: path.clone(), with_itself: !existed });
-        Ok(Home { path, _temporary: None, clear })
-    }
-
-    fn check_space(&self, size: u64) -> anyhow::Result<()> {
-        let socket_bytes = self.path.join("demo.sock").as_os_str().len();
-        anyhow::ensure!(
-            socket_bytes <= SOCKET_PATH_BYTES_MAX,
-            "{} is too long a path for the volume's socket; use a shorter --dir",
-            self.path.display()
-        );
-        let fs = rustix::fs::statvfs(&self.path).with_context(|| format!("asking for space in {:?}", self.path))?;
-        let free = fs.f_bavail.saturating_mul(fs.f_frsize);
-        // Three copies, those that move while the old ones are kept, hashes and logs.
-        let needed = 5 * size + (512 << 20);
-        anyhow::ensure!(
-            free >= needed,
-            "{} has {} free and the demo needs about {}; use a smaller --size or --dir on a larger disk",
-            self.path.display(),
-            HumanBytes(free),
-            HumanBytes(needed)
-        );
-        Ok(())
-    }
-
-    /// Removes what is left, and says so if that fails.
-    fn clear(self) -> anyhow::Result<()> {
-        let Home { path, _temporary, clear } = self;
-        if let Some(temporary) = _temporary {
-            temporary.close().with_context(|| format!("removing {}", path.display()))?;
-        }
-        drop(clear);
-        Ok(())
-    }
-}
-
-struct ClearOnDrop {
-    path: PathBuf,
-    with_itself: bool,
-}
-
-impl Drop for ClearOnDrop {
-    fn drop(&mut self) {
-        if let Err(e) = clear_directory(&self.path, self.with_itself) {
-            out::note(format!("evenkeel: could not remove all of {}: {e}", self.path.display()));
-        }
-    }
-}
-
-fn clear_directory(path: &Path, with_itself: bool) -> std::io::Result<()> {
-    if with_itself {
-        return std::fs::remove_dir_all(path);
-    }
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())?;
-        } else {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
 fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().context("starting a runtime")
 }
@@ -556,40 +470,6 @@ fn check_size(size: u64) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn args(dir: Option<PathBuf>) -> DemoArgs {
-        DemoArgs { nodes: 3, size: 1 << 30, keep: false, dir }
-    }
-
-    #[test]
-    fn a_directory_of_one_s_own_is_emptied_but_kept() {
-        let tmp = tempfile::tempdir().unwrap();
-        let home = Home::make(&args(Some(tmp.path().to_owned()))).unwrap();
-        std::fs::create_dir(home.path.join("nodes")).unwrap();
-        std::fs::write(home.path.join("cluster.json"), "{}").unwrap();
-        home.clear().unwrap();
-        assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_new_directory_and_a_temporary_one_vanish() {
-        let tmp = tempfile::tempdir().unwrap();
-        let new = tmp.path().join("new");
-        Home::make(&args(Some(new.clone()))).unwrap().clear().unwrap();
-        assert!(!new.exists());
-        let home = Home::make(&args(None)).unwrap();
-        let path = home.path.clone();
-        drop(home);
-        assert!(!path.exists(), "also when the demo fails");
-    }
-
-    #[test]
-    fn a_directory_in_use_is_left_alone() {
-        let tmp = tempfile::tempdir().unwrap();
-        std::fs::write(tmp.path().join("thesis.txt"), "x").unwrap();
-        assert!(Home::make(&args(Some(tmp.path().to_owned()))).is_err());
-        assert!(tmp.path().join("thesis.txt").exists());
-    }
 
     #[test]
     fn sizes_that_make_no_sense_are_refused() {

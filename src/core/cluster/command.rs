@@ -311,6 +311,21 @@ pub trait Liveness {
     fn has_whole_copy(&self, config: &PgConfig, replica: Replica) -> bool;
 }
 
+/// Nothing answers: before anything runs.
+pub struct Nobody;
+
+impl Liveness for Nobody {
+    fn is_live(&self, _: Replica) -> bool {
+        false
+    }
+    fn accusation_stands(&self, _: PgId, _: Replica) -> bool {
+        false
+    }
+    fn has_whole_copy(&self, _: &PgConfig, _: Replica) -> bool {
+        true
+    }
+}
+
 /// What stands around a command.
 pub struct Context<'a> {
     /// What answers now.

@@ -26,10 +26,10 @@ pub fn spread(pg_count: u32, bytes: u64) -> u32 {
     wanted.min(pg_count)
 }
 
-/// Provisioned bytes of each PG of the pool, by index: what its volumes could grow to.
-pub fn provisioned_bytes(map: &ClusterMap, pool: PoolId) -> BTreeMap<u32, u64> {
+/// Provisioned bytes of each PG: what its volumes could grow to.
+fn provisioned_bytes(map: &ClusterMap) -> BTreeMap<PgId, u64> {
     let mut sums = BTreeMap::new();
-    for volume in map.volumes.values().filter(|v| v.pool == pool) {
+    for volume in map.volumes.values() {
         let end = volume.chunk_count();
         for (i, stripe) in volume.stripes.iter().enumerate() {
             let next = volume.stripes.get(i + 1).map_or(end, |s| s.first_chunk.min(end));
@@ -37,7 +37,7 @@ pub fn provisioned_bytes(map: &ClusterMap, pool: PoolId) -> BTreeMap<u32, u64> {
             let len = stripe.pgs.len() as u64;
             for (at, pg) in stripe.pgs.iter().enumerate() {
                 let share = chunks / len + u64::from((at as u64) < chunks % len);
-                *sums.entry(*pg).or_insert(0) += share * CHUNK_BYTES;
+                *sums.entry(PgId { pool: volume.pool, index: *pg }).or_insert(0) += share * CHUNK_BYTES;
             }
         }
     }
@@ -46,8 +46,9 @@ pub fn provisioned_bytes(map: &ClusterMap, pool: PoolId) -> BTreeMap<u32, u64> {
 
 /// The stripe for a run of `bytes` that starts at `first_chunk`.
 pub fn choose_stripe(map: &ClusterMap, pool: &Pool, volume: VolumeId, first_chunk: u32, bytes: u64) -> Stripe {
-    let sums = provisioned_bytes(map, pool.id);
-    let sum = |pg: u32| sums.get(&pg).copied().unwrap_or(0);
+    let sums = provisioned_bytes(map);
+    let id = |index: u32| PgId { pool: pool.id, index };
+    let sum = |pg: u32| sums.get(&id(pg)).copied().unwrap_or(0);
     let hash = |pg: u32| mix(volume.0, u64::from(first_chunk) << 32 | u64::from(pg));
     let mut order: Vec<(u64, u64, u32)> = (0..pool.pg_count).map(|pg| (sum(pg), hash(pg), pg)).collect();
     order.sort_unstable();
@@ -56,10 +57,10 @@ pub fn choose_stripe(map: &ClusterMap, pool: &Pool, volume: VolumeId, first_chun
     let last = order[..spread].last().map_or(0, |o| o.0);
     let fewer = order.partition_point(|o| o.0 < last);
     let as_many = order.partition_point(|o| o.0 <= last);
-    let mut disks = Disks::new(map);
+    let mut disks = Disks::new(map, &sums);
     let share = bytes / spread.max(1) as u64;
     let mut pgs: Vec<u32> = order[..fewer].iter().map(|o| o.2).collect();
-    pgs.iter().for_each(|pg| disks.add(PgId { pool: pool.id, index: *pg }, share));
+    pgs.iter().for_each(|pg| disks.add(id(*pg), share));
     let mut choice = Choice::new(&disks, pool.id, order[fewer..as_many].iter().map(|o| o.2));
     while pgs.len() < spread
         && let Some(pg) = choice.next(&mut disks, share)
@@ -77,24 +78,20 @@ struct Disks<'a> {
 }
 
 impl<'a> Disks<'a> {
-    fn new(map: &'a ClusterMap) -> Self {
+    fn new(map: &'a ClusterMap, provisioned: &BTreeMap<PgId, u64>) -> Self {
         let mut disks = Disks { map, led: BTreeMap::new(), held: BTreeMap::new() };
-        for pool in map.pools.keys() {
-            for (index, bytes) in provisioned_bytes(map, *pool) {
-                disks.add(PgId { pool: *pool, index }, bytes);
-            }
-        }
+        provisioned.iter().for_each(|(pg, bytes)| disks.add(*pg, *bytes));
         disks
     }
 
     fn add(&mut self, pg: PgId, bytes: u64) {
-        for (i, member) in self.map.pgs.get(&pg).into_iter().flat_map(|c| &c.members).enumerate() {
-            let sums = if i == 0 { [Some(&mut self.led), Some(&mut self.held)] } else { [None, Some(&mut self.held)] };
-            for sum in sums.into_iter().flatten() {
-                let sum = sum.entry(member.disk).or_insert(0);
-                *sum = sum.saturating_add(bytes);
-            }
-        }
+        let Some(config) = self.map.pgs.get(&pg) else { return };
+        let add = |sums: &mut BTreeMap<DiskId, u64>, disk: DiskId| {
+            let sum = sums.entry(disk).or_insert(0);
+            *sum = sum.saturating_add(bytes);
+        };
+        config.primary().into_iter().for_each(|p| add(&mut self.led, p.disk));
+        config.members.iter().for_each(|m| add(&mut self.held, m.disk));
     }
 
     /// So many bytes for a disk of this size: comparable between disks.
@@ -170,9 +167,9 @@ fn mix(a: u64, b: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::cluster::command::{Command, Context, Liveness, PoolSpec};
+    use crate::core::cluster::command::{Command, Context, Nobody, PoolSpec};
     use crate::core::cluster::state::ClusterState;
-    use crate::core::cluster::{FailureDomain, PgConfig, Replica};
+    use crate::core::cluster::{FailureDomain, Replica};
     use crate::core::ids::{BootId, ClusterId, NodeId};
 
     #[test]
@@ -183,28 +180,13 @@ mod tests {
         assert_eq!(spread(256, 1 << 50), 256);
     }
 
-    /// Every replica lives and is whole.
-    struct AllLive;
-
-    impl Liveness for AllLive {
-        fn is_live(&self, _: Replica) -> bool {
-            true
-        }
-        fn accusation_stands(&self, _: PgId, _: Replica) -> bool {
-            false
-        }
-        fn has_whole_copy(&self, _: &PgConfig, _: Replica) -> bool {
-            true
-        }
-    }
-
     const POOL: PoolId = PoolId(1);
 
     /// Four nodes of a disk each, and a pool of 64 PGs that they lead in turns, with all sets of others.
     fn cluster() -> ClusterState {
         let mut state = ClusterState::empty();
         let mut ok = |command: Command| {
-            state.apply(command, &Context { liveness: &AllLive }).expect("it is done");
+            state.apply(command, &Context { liveness: &Nobody }).expect("it is done");
         };
         ok(Command::Init { cluster: ClusterId([1; 16]), feature_level: 1 });
         for n in 1..=4 {
@@ -233,7 +215,7 @@ mod tests {
     /// Makes a volume; its PGs.
     fn provision(state: &mut ClusterState, name: &str, size_bytes: u64) -> Vec<u32> {
         let command = Command::CreateVolume { name: name.into(), pool: "p".into(), size_bytes };
-        state.apply(command, &Context { liveness: &AllLive }).expect("it is made");
+        state.apply(command, &Context { liveness: &Nobody }).expect("it is made");
         let volume = state.map.volumes.values().find(|v| v.name == name).expect("it is there");
         volume.stripes[0].pgs.clone()
     }
@@ -258,7 +240,7 @@ mod tests {
             }
         }
         // Fewest bytes come first: eight volumes of eight PGs fill each of 64 once.
-        let sums = provisioned_bytes(&state.map, POOL);
+        let sums = provisioned_bytes(&state.map);
         assert!(sums.len() == 64 && sums.values().all(|bytes| *bytes == 1 << 27), "{sums:?}");
     }
 
