@@ -100,11 +100,16 @@ impl Baseline {
         self.p99s.iter_mut().for_each(VecDeque::clear);
     }
 
+    /// Whole windows remembered of a kind.
+    pub fn windows(&self, kind: Kind) -> usize {
+        self.p99s[kind as usize].len()
+    }
+
     /// What guests had beside resync is better than what is known: it takes its place.
-    pub fn correct(&mut self, kind: Kind, beside: &Histogram) {
-        self.all.replace(kind, beside.clone());
+    pub fn correct(&mut self, kind: Kind, beside: &Baseline) {
+        self.all.replace(kind, beside.all.of(kind).clone());
         self.window[kind as usize] = Default::default();
-        self.p99s[kind as usize].clear();
+        self.p99s[kind as usize] = beside.p99s[kind as usize].clone();
     }
 }
 

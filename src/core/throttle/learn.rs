@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::baseline::Baseline;
 use super::latencies::Kind;
 use super::types::Sample;
 use super::{Controller, Phase, START_BYTES_PER_SEC, moment};
@@ -27,8 +28,9 @@ const QUIET_SECONDS: f64 = 60.0;
 const QUIET_OPERATIONS_MAX: f64 = 4_000.0;
 /// What a probe leaves of the weight of what was known before, so that after five the older part is a quarter.
 const PROBE_KEEPS: f64 = 0.75;
-/// Operations beside resync that may correct a baseline: a p99 of fewer is luck.
-const BESIDE_OPERATIONS_MIN: f64 = 1_000.0;
+/// Windows beside resync that may correct a baseline, some seconds of guests at least: fewer are luck, on a machine whose
+/// quiet moments differ by a factor of four.
+const BESIDE_WINDOWS_MIN: usize = 32;
 /// Least operations for a baseline.
 const QUIET_OPERATIONS_MIN: f64 = 20.0;
 
@@ -59,7 +61,7 @@ impl Controller {
         let memory = (self.operations_per_sec * QUIET_SECONDS).max(QUIET_OPERATIONS_MAX);
         let all_pause = sample.since_moment.is_some_and(|since| moment::is_quiet(since, sample.elapsed));
         if self.resync_off_ticks < self.drain_ticks || sample.copies_run && !probing && !all_pause {
-            self.beside.learn(&sample.latencies, memory);
+            self.beside.learn(&sample.latencies, sample.elapsed, memory);
             if self.phase == Phase::Follow {
                 self.throughput.see(&sample.latencies.guests(), seconds);
             }
@@ -91,12 +93,11 @@ impl Controller {
     /// Resync never makes guests faster: a baseline far above what they have had beside it is wrong, or of another load.
     pub(super) fn correct_baseline(&mut self) {
         for kind in Kind::ALL {
-            let beside = self.beside.of(kind);
-            if beside.total() >= BESIDE_OPERATIONS_MIN
-                && let (Some(baseline), Some(p99)) = (self.quiet.p99_us(kind), beside.quantile_us(0.99))
+            if self.beside.windows(kind) >= BESIDE_WINDOWS_MIN
+                && let (Some(baseline), Some(p99)) = (self.quiet.p99_us(kind), self.beside.p99_us(kind))
                 && p99 < 0.8 * baseline
             {
-                self.quiet.correct(kind, beside);
+                self.quiet.correct(kind, &self.beside);
             }
         }
     }
@@ -128,11 +129,11 @@ impl Controller {
         let least = |operations: f64| (2.0 * operations / self.quiet.operations().max(1.0)).min(1.0);
         if self.load_has_changed() {
             self.quiet.forget(least(QUIET_OPERATIONS_MIN).max(0.1));
-            self.beside.clear();
+            self.beside = Baseline::default();
             self.throughput.forget_quiet();
         } else {
             self.quiet.fade(least(PROBE_OPERATIONS).max(PROBE_KEEPS));
-            self.beside.decay(PROBE_KEEPS);
+            self.beside.fade(PROBE_KEEPS);
             self.throughput.fade_quiet();
         }
         self.resync_off_ticks = 0;

@@ -22,8 +22,8 @@
 //!   [`PROBE_EVERY`], or when the foreground's rate has changed by more than half. What the floor missed is paid back.
 //!   It is the p99 of an ordinary moment (which three in four of many keep), so that neither a device's own pauses nor a lucky
 //!   moment on a noisy machine is taken for what guests have. Resync never makes guests faster: where they have been much
-//!   faster beside it than the baseline says, that is the baseline. One below the median of the disk's class is raised
-//!   towards it ([`peers`]).
+//!   faster beside it for some seconds than the baseline says, that is the baseline. One below the median of the disk's class is
+//!   raised towards it ([`peers`]); a disk that joins has that median until it knows its own, and needs no probe.
 //! - *Follow*: "p99 ≤ X" is "at most one operation in a hundred is slower than X". So each tick compares the number `k`
 //!   of operations over the target with its allowance, a hundredth of `n` and what is over without resync too ([`NOISE_MAX`]
 //!   at most): the rate moves by [`FINE_GAIN`] × (allowance − k) / (n/100), so by +0.5 % at most, and cut off at −7.5 %. This
@@ -100,6 +100,8 @@ const FINE_OPERATIONS: f64 = 12.0;
 const FINE_OVERDRAWN_MAX: f64 = 15.0;
 /// The same for the account; where a tick has fewer, each may be the one that counts.
 const ACCOUNT_OPERATIONS: f64 = 50.0;
+/// Windows after which a disk's own baseline counts before its class's: in fewer it is luck.
+const OWN_WINDOWS_MIN: usize = 8;
 /// The part over the target that makes a tick bad: five times what the target allows.
 const BAD_PART: f64 = 0.05;
 /// Bad ticks on end that are an overload: a garbage collection or a flush spoils one or two.
@@ -164,7 +166,7 @@ pub struct Controller {
     /// The medians of the disk's own class, such as ssd.
     disk_class: Baselines,
     /// Beside resync, with as long a memory as `quiet`.
-    beside: Latencies,
+    beside: Baseline,
     /// Ticks since resync last moved more than a trace.
     resync_off_ticks: u32,
     /// Ticks without resync after which latencies count as quiet.
@@ -200,7 +202,7 @@ impl Controller {
             recent: Latencies::default(),
             quiet: Baseline::default(),
             disk_class: Baselines::default(),
-            beside: Latencies::default(),
+            beside: Baseline::default(),
             resync_off_ticks: 0,
             drain_ticks: PROBE_TICKS_MIN,
             since_probe: PROBE_EVERY,
@@ -246,9 +248,18 @@ impl Controller {
         }
     }
 
-    /// The baseline in force: its own, raised towards its class's.
+    /// The baseline in force: its own, raised towards its class's, or its class's until its own is known well.
     fn baseline_us(&self, kind: Kind) -> Option<f64> {
-        Some(peers::raised_us(self.quiet.p99_us(kind)?, self.disk_class[kind as usize]))
+        let class = self.disk_class[kind as usize];
+        if class > 0 && self.quiet.windows(kind) < OWN_WINDOWS_MIN {
+            return Some(class as f64);
+        }
+        Some(peers::raised_us(self.quiet.p99_us(kind)?, class))
+    }
+
+    /// There is something that a target is a multiple of.
+    fn has_baseline(&self) -> bool {
+        Kind::ALL.into_iter().any(|kind| self.baseline_us(kind).is_some())
     }
 
     /// Takes a sample and decides.
@@ -282,7 +293,7 @@ impl Controller {
         self.recent.merge(&sample.latencies);
 
         match self.phase {
-            Phase::Idle => self.wake(),
+            Phase::Idle => self.wake(sample.resync_bytes as f64 / seconds),
             Phase::Probe { ticks } => self.probe(ticks + 1, sample, seconds),
             Phase::Follow => self.follow(sample, seconds),
         }
@@ -297,16 +308,25 @@ impl Controller {
     }
 
     /// Guests are back: the rate that was right for them before, or the floor.
-    fn wake(&mut self) {
+    fn wake(&mut self, used: f64) {
         self.climb.wake();
         self.settle_ticks = 0;
-        if !self.quiet.is_known() && self.policy.target_p99_us.is_none() {
+        let first = self.rate == 0.0;
+        if first {
             self.rate = self.floor().max(START_BYTES_PER_SEC);
+        }
+        if !self.has_baseline() && self.policy.target_p99_us.is_none() {
             self.phase = Phase::Probe { ticks: 0 };
             return;
         }
-        // A little below what was right: the backlog of full speed must drain too.
-        self.rate = if self.rate > 0.0 { self.rate * 0.8 } else { self.floor().max(START_BYTES_PER_SEC) };
+        self.rate = match first {
+            // On a disk that joins, guests come with the first PGs that it has taken over. Its copies' other ends are bound by what
+            // guests have there.
+            true if !self.quiet.is_known() && self.policy.target_p99_us.is_none() => self.rate.max(used / 2.0),
+            true => self.rate,
+            // A little below what was right: the backlog of full speed must drain too.
+            false => self.rate * 0.8,
+        };
         self.recent.clear();
         self.throughput.forget_now();
         self.phase = Phase::Follow;
@@ -321,7 +341,7 @@ impl Controller {
         if self.probe_is_due(sample) {
             return self.begin_probe();
         }
-        if !self.quiet.is_known() && self.policy.target_p99_us.is_none() {
+        if !self.has_baseline() && self.policy.target_p99_us.is_none() {
             // Operations are so rare that no baseline has come together: nobody is hurt who could be measured.
             return;
         }
@@ -450,7 +470,10 @@ impl Controller {
         self.limited_by = limited_by;
         // Before anything is measured: the kind that is best known.
         let known = || {
-            Kind::ALL.into_iter().max_by(|a, b| self.quiet.operations_of(*a).total_cmp(&self.quiet.operations_of(*b)))
+            Kind::ALL
+                .into_iter()
+                .rev()
+                .max_by(|a, b| self.quiet.operations_of(*a).total_cmp(&self.quiet.operations_of(*b)))
         };
         let kind = worst.map(|w| w.0).or_else(known).unwrap_or(Kind::SmallRead);
         Decision {
