@@ -1,6 +1,6 @@
 //! How one primary makes room for the next without waiting out its lease (R7).
 
-use super::tests::*;
+use super::test_bed::*;
 use super::*;
 
 /// A secondary of d2 that has granted it a lease, about to lead.

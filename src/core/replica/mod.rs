@@ -33,8 +33,11 @@ mod record_tests;
 mod source;
 mod target;
 #[cfg(test)]
+mod test_bed;
+#[cfg(test)]
 mod tests;
 pub mod types;
+mod under_way;
 mod watchdog;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -52,6 +55,7 @@ pub use disk_ops::*;
 use locks::{Locks, Mode, Ticket};
 pub use source::SessionProgress;
 pub use types::*;
+use under_way::*;
 pub use watchdog::{STALLED_AFTER, StallReason, Stalled};
 
 /// What a replica asks of its surroundings while it decides.
@@ -81,225 +85,6 @@ const UNSURE_MAX: usize = 256;
 pub const RECORD_RANGES_MAX: usize = 2 * IN_FLIGHT_MAX + UNSURE_MAX;
 /// Client requests that may wait while a primary activates. A gateway has at most a few hundred under way.
 const WAITING_REQUESTS_MAX: usize = 16_384;
-
-/// A gateway's incarnation and its connection number, which counts within the incarnation: two gateways may use the same
-/// number. Incarnation 0 reads only.
-type Connection = (u64, u64);
-
-/// An operation that no gateway asked for.
-const NO_CONNECTION: Connection = (0, 0);
-
-/// What an operation in the table is about to do when its lock or its disk answers.
-#[derive(Debug)]
-enum Step {
-    /// A client's read of a byte range.
-    Read { request: RequestId, offset: u32, len: u32 },
-    /// A client's write; `merged` once it is whole blocks.
-    Write { request: RequestId, offset: u32, leaves: Vec<Hash>, data: Bytes, durable: bool },
-    /// A client's zeroing.
-    Zero { request: RequestId, durable: bool },
-    /// A client's question about allocation.
-    Status { request: RequestId },
-    /// A client's question about a root.
-    Root { request: RequestId, len: u32 },
-    /// A chunk of a deleted volume.
-    Drop,
-    /// A new primary's content of a range that may be on some members only.
-    Reconcile,
-    /// Resync source: the chunk's leaves, with all unforwarded writes drained.
-    Snapshot { learner: DiskId },
-    /// Resync source: one window's blocks.
-    Window { learner: DiskId, window: u32, blocks: u64 },
-    /// Resync target: a message of the session, in order.
-    Session { message: Box<SessionMessage> },
-    /// Ordered and on its way to the members.
-    Ordered,
-}
-
-/// A repair of unreadable blocks that runs within an operation (R24).
-#[derive(Debug)]
-struct Repair {
-    bad: Vec<u32>,
-    /// Members still to be asked.
-    sources: Vec<DiskId>,
-    /// The lock is exclusive and the blocks have been read again under it.
-    locked: bool,
-    fetch_id: u64,
-}
-
-#[derive(Debug)]
-struct Op {
-    volume: VolumeId,
-    connection: Connection,
-    chunk: ChunkId,
-    range: std::ops::Range<u32>,
-    step: Step,
-    repair: Option<Repair>,
-}
-
-/// An ordered operation that isn't committed.
-#[derive(Debug)]
-struct InFlight {
-    ticket: Option<Ticket>,
-    request: Option<RequestId>,
-    op: Operation,
-    durable: bool,
-    /// When it was ordered.
-    since: Instant,
-    local_done: bool,
-    awaiting: BTreeSet<DiskId>,
-}
-
-#[derive(Debug)]
-struct PendingFlush {
-    request: RequestId,
-    mark: u64,
-    /// When it was asked for.
-    since: Instant,
-    local_done: bool,
-    awaiting: BTreeSet<DiskId>,
-}
-
-#[derive(Debug, Default)]
-struct Preparing {
-    /// When those that it awaits were asked.
-    since: Instant,
-    awaiting: BTreeSet<DiskId>,
-    full: BTreeSet<DiskId>,
-    waiters: Vec<Ticket>,
-    retry_at: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct PendingOpen {
-    request: RequestId,
-    volume: VolumeId,
-    connection: Connection,
-    /// The fence's sequence, until it is committed.
-    fence: Option<u64>,
-}
-
-#[derive(Debug, PartialEq, Eq, Clone, Copy)]
-enum Phase {
-    Collecting,
-    Reconciling,
-    Serving,
-}
-
-#[derive(Debug)]
-enum Role {
-    /// Not a member: nothing, an old copy, or a learner.
-    Outside,
-    Secondary,
-    Primary(Phase),
-    /// The disk failed (R15), or can't keep this PG (R11): silent for good.
-    Failed,
-}
-
-/// What a disk token stands for.
-#[derive(Debug)]
-enum Waiting {
-    /// The operation with this ticket.
-    Op(Ticket),
-    /// The local apply of an ordered operation at the primary.
-    Local(u64),
-    /// The apply of a replicated operation at a secondary.
-    Apply {
-        from: DiskId,
-        sequence: u64,
-        durable: bool,
-    },
-    /// The PG's record, and who waits for it.
-    Record(Vec<Waiting>),
-    /// The accepted configuration's record.
-    Persist(Generation),
-    /// What a promoted learner has, made stable before it accepts this generation.
-    AcceptFlush(Generation),
-    /// A fence's record at a member.
-    PersistFence {
-        from: Option<DiskId>,
-        sequence: u64,
-    },
-    /// A local flush for a client.
-    Flush(u64),
-    /// A flush for the primary.
-    MemberFlush {
-        from: DiskId,
-        id: u64,
-    },
-    /// The local reservation of a chunk.
-    Prepare(ChunkId),
-    /// A member's reservation.
-    MemberPrepare {
-        from: DiskId,
-        chunk: ChunkId,
-    },
-    /// A member's answer to a fetch.
-    Fetch {
-        from: DiskId,
-        id: u64,
-    },
-    /// The primary's own table, for a session.
-    SourceTable(DiskId),
-    /// The chunks of a volume that is to be deleted.
-    DeleteTable(VolumeId),
-    /// The chunks of an incomplete copy that the operator made lead under this generation; the version of one; all
-    /// versions made stable.
-    ForcedTable(Generation),
-    ForcedVersion(Generation),
-    ForcedFlush(Generation),
-    /// The record, the table and the last flush of the learner's session with this number: a later one must not take
-    /// them for its own.
-    TargetOpen(u64),
-    TargetTable(u64),
-    TargetFinish(u64),
-}
-
-/// Collecting acceptances of a configuration.
-#[derive(Debug, Default)]
-struct Activation {
-    began: Instant,
-    /// This replica led the generation before and has its operations in flight.
-    continuing: bool,
-    persisted: bool,
-    waiting: BTreeSet<DiskId>,
-    /// Promoted learners whose forwarded operations are not all applied: told afterwards.
-    held_back: BTreeSet<DiskId>,
-    /// Promoted learners that have not been told where sequences begin for them: after this one. They have all up to
-    /// here by copies and forwards.
-    newcomers: BTreeMap<DiskId, u64>,
-    /// Where sequences begin for those that have been told. The word may be lost with a link: then they hear it again.
-    bases: BTreeMap<DiskId, u64>,
-    max_sequence: u64,
-    uncommitted: BTreeSet<(ChunkId, u32, u32)>,
-    grants_end: Option<Instant>,
-    /// Who led the configuration that this replica knew before: it alone can say that nobody serves any more.
-    predecessor: Option<DiskId>,
-    /// The first of the configurations without a gap which this replica has led since: a word of any of them counts.
-    led_since: Generation,
-    reconciling: BTreeSet<Ticket>,
-    /// Repairs look again once all members can answer.
-    repairs_due: bool,
-    /// Chunks of an incomplete copy that the operator made lead, whose versions are still being set.
-    restamping: usize,
-}
-
-/// A secondary's acceptance that waits for what it admitted before (R6).
-#[derive(Debug)]
-struct Accepting {
-    from: DiskId,
-    config: PgConfig,
-    persisting: bool,
-    flush: AcceptFlush,
-}
-
-/// A promoted learner makes stable what was forwarded to it.
-#[derive(Debug, PartialEq, Eq, Clone, Copy)]
-enum AcceptFlush {
-    Due,
-    Running,
-    Done,
-}
 
 /// Ranges of blocks, sorted, those joined that touch or overlap.
 fn joined(mut ranges: Vec<(ChunkId, u32, u32)>) -> Vec<(ChunkId, u32, u32)> {

@@ -1,6 +1,6 @@
 //! What a replica's record on disk may hold is bounded, and a disk that can't keep it loses this PG alone.
 
-use super::tests::{Bed, applied, chunk, config, generation, known, learner, member, prepared};
+use super::test_bed::{Bed, applied, chunk, config, generation, known, learner, member, prepared};
 use super::*;
 
 fn open_learner() -> Bed {
@@ -42,7 +42,7 @@ fn a_learner_with_too_many_half_copied_chunks_trusts_none() {
 
     // Also after a restart, until it is a member.
     let mut bed = Bed::new(Some(state));
-    bed.table = vec![super::tests::entry(7)];
+    bed.table = vec![super::test_bed::entry(7)];
     let opened = PgConfig { learners: vec![learner(1)], ..config(4, &[2, 3]) };
     bed.session(2, SessionMessage::Open { config: opened });
     bed.answer_disk();
