@@ -1,4 +1,5 @@
-//! What guests have when resync leaves them alone: the baseline that a target is a multiple of.
+//! What guests have in ordinary moments: when resync leaves them alone, the baseline that a target is a multiple of; and beside
+//! resync, by the same measure, what corrects it.
 //!
 //! The p99 of one long histogram is no good baseline: a device that pauses 20 ms each few seconds, or a machine with noisy
 //! neighbours, has a p99 that depends on how many of those moments fell into the memory. So operations are cut into windows
@@ -22,20 +23,24 @@ const WINDOW_MIN: Duration = Duration::from_millis(200);
 const ORDINARY: f64 = 0.75;
 /// Windows remembered: a quarter of a minute of guests alone, or more.
 const WINDOWS_MAX: usize = 64;
+/// Windows that make a kind well known: in fewer it may be luck.
+const WELL_KNOWN: usize = 8;
 /// Least operations for a baseline before the first window is full.
 const OPERATIONS_MIN: f64 = 20.0;
 
-/// The baseline of one disk.
+/// What one disk's guests have.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Baseline {
     /// All, with a fading memory.
     all: Latencies,
     window: [(Histogram, Duration); KINDS],
     p99s: [VecDeque<f32>; KINDS],
+    /// Windows since the start, forgotten ones too.
+    seen: [usize; KINDS],
 }
 
 impl Baseline {
-    /// Operations without resync beside them; about `operations_max` are remembered.
+    /// A tick's operations; about `operations_max` are remembered.
     pub fn learn(&mut self, latencies: &Latencies, elapsed: Duration, operations_max: f64) {
         self.all.learn(latencies, operations_max);
         for kind in Kind::ALL {
@@ -51,6 +56,7 @@ impl Baseline {
                     p99s.pop_front();
                 }
                 p99s.push_back(p99 as f32);
+                self.seen[kind as usize] += 1;
                 (*window, *length) = (Histogram::default(), Duration::ZERO);
             }
         }
@@ -98,6 +104,11 @@ impl Baseline {
         self.all.decay(keep);
         self.window = Default::default();
         self.p99s.iter_mut().for_each(VecDeque::clear);
+    }
+
+    /// The kind was once seen for long enough; a change of load doesn't make its disk an unknown one.
+    pub fn is_well_known(&self, kind: Kind) -> bool {
+        self.seen[kind as usize] >= WELL_KNOWN
     }
 
     /// Whole windows remembered of a kind.

@@ -100,8 +100,6 @@ const FINE_OPERATIONS: f64 = 12.0;
 const FINE_OVERDRAWN_MAX: f64 = 15.0;
 /// The same for the account; where a tick has fewer, each may be the one that counts.
 const ACCOUNT_OPERATIONS: f64 = 50.0;
-/// Windows after which a disk's own baseline counts before its class's: in fewer it is luck.
-const OWN_WINDOWS_MIN: usize = 8;
 /// The part over the target that makes a tick bad: five times what the target allows.
 const BAD_PART: f64 = 0.05;
 /// Bad ticks on end that are an overload: a garbage collection or a flush spoils one or two.
@@ -248,18 +246,15 @@ impl Controller {
         }
     }
 
-    /// The baseline in force: its own, raised towards its class's, or its class's until its own is known well.
+    /// The baseline in force: see [`peers::in_force_us`].
     fn baseline_us(&self, kind: Kind) -> Option<f64> {
         let class = self.disk_class[kind as usize];
-        if class > 0 && self.quiet.windows(kind) < OWN_WINDOWS_MIN {
-            return Some(class as f64);
-        }
-        Some(peers::raised_us(self.quiet.p99_us(kind)?, class))
+        peers::in_force_us(self.quiet.p99_us(kind), self.quiet.is_well_known(kind), class)
     }
 
-    /// There is something that a target is a multiple of.
-    fn has_baseline(&self) -> bool {
-        Kind::ALL.into_iter().any(|kind| self.baseline_us(kind).is_some())
+    /// There is something to hold latencies against.
+    fn has_target(&self) -> bool {
+        self.policy.target_p99_us.is_some() || Kind::ALL.into_iter().any(|kind| self.baseline_us(kind).is_some())
     }
 
     /// Takes a sample and decides.
@@ -307,25 +302,25 @@ impl Controller {
         (slow as u32).clamp(IDLE_TICKS, IDLE_TICKS_MAX)
     }
 
-    /// Guests are back: the rate that was right for them before, or the floor.
+    /// Guests are back: the rate that was right for them before, or the floor. `used` is what resync takes now, in bytes per second.
     fn wake(&mut self, used: f64) {
         self.climb.wake();
         self.settle_ticks = 0;
-        let first = self.rate == 0.0;
-        if first {
-            self.rate = self.floor().max(START_BYTES_PER_SEC);
-        }
-        if !self.has_baseline() && self.policy.target_p99_us.is_none() {
+        let least = self.floor().max(START_BYTES_PER_SEC);
+        if !self.has_target() {
+            self.rate = least;
             self.phase = Phase::Probe { ticks: 0 };
             return;
         }
-        self.rate = match first {
-            // On a disk that joins, guests come with the first PGs that it has taken over. Its copies' other ends are bound by what
-            // guests have there.
-            true if !self.quiet.is_known() && self.policy.target_p99_us.is_none() => self.rate.max(used / 2.0),
-            true => self.rate,
+        self.rate = if self.rate > 0.0 {
             // A little below what was right: the backlog of full speed must drain too.
-            false => self.rate * 0.8,
+            self.rate * 0.8
+        } else if self.policy.target_p99_us.is_some() || self.quiet.is_known() {
+            least
+        } else {
+            // A disk that joins: guests come with the first PGs that it has taken over, and the other ends of its copies are bound by
+            // what guests have there.
+            least.max(used / 2.0)
         };
         self.recent.clear();
         self.throughput.forget_now();
@@ -341,7 +336,7 @@ impl Controller {
         if self.probe_is_due(sample) {
             return self.begin_probe();
         }
-        if !self.has_baseline() && self.policy.target_p99_us.is_none() {
+        if !self.has_target() {
             // Operations are so rare that no baseline has come together: nobody is hurt who could be measured.
             return;
         }
@@ -468,7 +463,7 @@ impl Controller {
         }
         let (rate, limited_by) = self.bound();
         self.limited_by = limited_by;
-        // Before anything is measured: the kind that is best known.
+        // Before anything is measured: the kind that is best known, and of several the first.
         let known = || {
             Kind::ALL
                 .into_iter()

@@ -2,7 +2,8 @@
 //!
 //! A volume is spread over all disks of its class, so its guests have the latency of all of them, and a p99 that was learnt in a few
 //! seconds is easily off by half. The disk with the lowest one would be held to that alone, copy at its floor, and hold up the
-//! moves from and to it while the others leave unused what they may. So no disk is held to less than the median, within bounds.
+//! moves from and to it while the others leave unused what they may. So no disk is held to less than the median, within bounds; and
+//! one that joins has the median until it knows its own.
 
 use std::collections::BTreeMap;
 
@@ -35,9 +36,15 @@ pub fn medians<'a>(disks: impl IntoIterator<Item = (&'a str, Baselines)>) -> BTr
     classes.into_iter().map(|(class, known)| (class.to_owned(), known.map(median))).collect()
 }
 
-/// A disk's own baseline, raised towards its class's.
-pub(super) fn raised_us(own_us: f64, class_us: u64) -> f64 {
-    own_us.max((class_us as f64).min(own_us * RAISED_MOST))
+/// What counts for a disk: its own baseline, raised towards its class's, which stands in for what isn't known at all. One that is
+/// not well known yet is raised without a bound; none is lowered.
+pub(super) fn in_force_us(own_us: Option<f64>, is_well_known: bool, class_us: u64) -> Option<f64> {
+    let class = class_us as f64;
+    match own_us {
+        Some(own) if is_well_known => Some(own.max(class.min(own * RAISED_MOST))),
+        Some(own) => Some(own.max(class)),
+        None => (class_us > 0).then_some(class),
+    }
 }
 
 #[cfg(test)]
@@ -55,10 +62,19 @@ mod tests {
 
     #[test]
     fn only_a_low_baseline_is_raised_and_not_by_much() {
-        assert_eq!(raised_us(1_700.0, 2_100), 2_100.0);
-        assert_eq!(raised_us(2_700.0, 2_100), 2_700.0);
-        assert_eq!(raised_us(200.0, 2_100), 300.0);
-        assert_eq!(raised_us(1_700.0, 0), 1_700.0);
-        assert_eq!(raised_us(1_700.0, u64::MAX), 2_550.0);
+        let known = |own, class| in_force_us(Some(own), true, class).unwrap();
+        assert_eq!(known(1_700.0, 2_100), 2_100.0);
+        assert_eq!(known(2_700.0, 2_100), 2_700.0);
+        assert_eq!(known(200.0, 2_100), 300.0);
+        assert_eq!(known(1_700.0, 0), 1_700.0);
+        assert_eq!(known(1_700.0, u64::MAX), 2_550.0);
+    }
+
+    #[test]
+    fn the_class_stands_in_for_what_a_disk_does_not_know() {
+        assert_eq!(in_force_us(None, false, 2_100), Some(2_100.0));
+        assert_eq!(in_force_us(None, false, 0), None);
+        assert_eq!(in_force_us(Some(200.0), false, 2_100), Some(2_100.0), "a lucky moment");
+        assert_eq!(in_force_us(Some(20_000.0), false, 2_100), Some(20_000.0), "a slow disk, or another load");
     }
 }

@@ -277,34 +277,42 @@ fn all_disks_that_copy_pause_in_each_moment() {
 fn a_disk_that_joins_has_the_baseline_of_its_class_and_copies_on() {
     let mut c = Controller::new(Policy::default());
     c.set_class_baselines([1_500; KINDS]);
-    for _ in 0..20 {
-        c.handle_sample(&sample(0, 0, 10 * MIB));
-    }
-    let d = step(&mut c, 1_000);
+    c.handle_sample(&sample(0, 0, 10 * MIB));
+    let d = c.handle_sample(&sample(200, 1_000, 10 * MIB));
     assert!(!d.probing);
     assert_eq!(d.target_p99_us, Some(3_000));
-    let mut first = Controller::new(Policy::default());
-    first.handle_sample(&sample(0, 0, 10 * MIB));
-    first.set_class_baselines([1_500; KINDS]);
-    let d = first.handle_sample(&sample(200, 1_000, 10 * MIB));
     assert_eq!(d.rate_bytes_per_sec, Some(50 * MIB), "half of what it took");
+}
+
+#[test]
+fn a_disk_that_was_known_is_no_unknown_one_when_its_load_changes() {
+    let mut c = busy(Policy { target_inflation: 2.0, ..Policy::default() });
+    c.set_class_baselines([20_000; KINDS]);
+    // Three times as many operations: what was known is forgotten.
+    for _ in 0..100 {
+        let d = c.handle_sample(&sample(600, 1_000, 4 * MIB));
+        assert!(d.baseline_p99_us.is_some_and(|us| us < 2_000), "{d:?}");
+    }
 }
 
 #[test]
 fn a_lucky_second_beside_copies_is_no_baseline() {
     // A busy machine: guests have 4 ms in an ordinary moment.
     let mut c = Controller::new(Policy::default());
+    for _ in 0..10 {
+        c.handle_sample(&sample(0, 0, 0));
+    }
     for _ in 0..300 {
         c.handle_sample(&sample(200, 4_000, 0));
     }
     let known = c.own_baselines()[0];
-    let calm = |c: &mut Controller, ticks| {
-        for _ in 0..ticks {
-            c.handle_sample(&sample(200, 1_000, 4 * MIB));
-        }
-    };
-    calm(&mut c, 20);
+    assert!(known > 3_500);
+    for _ in 0..20 {
+        c.handle_sample(&sample(200, 1_000, 4 * MIB));
+    }
     assert_eq!(c.own_baselines()[0], known, "two seconds");
-    calm(&mut c, 120);
+    for _ in 0..120 {
+        c.handle_sample(&sample(200, 1_000, 4 * MIB));
+    }
     assert!(c.own_baselines()[0] < 1_300, "copies never make guests faster");
 }
