@@ -3,11 +3,13 @@
 //! [`Backend`] exists for the tests: theirs loses unsynced sectors at a crash, tears writes and fails syncs.
 //! Offsets and lengths are bytes.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -21,8 +23,8 @@ pub trait Backend: Send + Sync {
     fn write_sync(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Returns when all bytes written before the call are stable.
     fn sync(&self) -> io::Result<()>;
-    /// Begins to bring what was written to a range out of the page cache, and waits for nothing: a later `sync` has less to
-    /// do. A hint: nothing depends on it.
+    /// Begins to write a range back that nobody is expected to read soon, and waits for nothing: a later `sync` has less to
+    /// do, and some time later the page cache has let go of it. A hint: nothing depends on it.
     fn begin_writeback(&self, _offset: u64, _len: u64) {}
     /// Makes a range read as zeros and gives its space back. `Unsupported` if it can't.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
@@ -40,12 +42,48 @@ pub trait Backend: Send + Sync {
 pub struct RealFile {
     file: File,
     is_device: bool,
+    leaving: Mutex<Leaving>,
+}
+
+/// The page cache lets go of what is written back once so much more of it has come: by then the disk has it.
+const LEAVING_BYTES: u64 = 64 << 20;
+
+/// Nor are more ranges than this remembered, however small they are.
+const LEAVING_RANGES: usize = 4096;
+
+/// What is being written back and has to leave the page cache then.
+#[derive(Default)]
+struct Leaving {
+    /// (offset, length), oldest first.
+    ranges: VecDeque<(u64, u64)>,
+    bytes: u64,
+}
+
+impl Leaving {
+    /// Remembers a range; returns those whose turn it is.
+    fn push(&mut self, range: (u64, u64)) -> Vec<(u64, u64)> {
+        self.ranges.push_back(range);
+        self.bytes += range.1;
+        let mut out = Vec::new();
+        while self.bytes > LEAVING_BYTES || self.ranges.len() > LEAVING_RANGES {
+            let Some(oldest) = self.ranges.pop_front() else { break };
+            self.bytes -= oldest.1;
+            out.push(oldest);
+        }
+        out
+    }
 }
 
 impl RealFile {
     /// Wraps an open file; it must be open for reading and writing.
     pub fn new(file: File, is_device: bool) -> Self {
-        RealFile { file, is_device }
+        RealFile { file, is_device, leaving: Mutex::default() }
+    }
+
+    /// Linux begins the writeback of dirty pages in the range, and lets go of those that are clean.
+    fn let_go(&self, (offset, len): (u64, u64)) {
+        let len = std::num::NonZeroU64::new(len);
+        let _ = rustix::fs::fadvise(&self.file, offset, len, rustix::fs::Advice::DontNeed);
     }
 
     fn write_flags(&self, mut buf: &[u8], mut offset: u64, flags: ReadWriteFlags) -> io::Result<()> {
@@ -112,9 +150,9 @@ impl Backend for RealFile {
     }
 
     fn begin_writeback(&self, offset: u64, len: u64) {
-        // Linux starts the writeback of dirty pages, then lets go of clean ones alone: those that were just written stay.
-        let len = std::num::NonZeroU64::new(len);
-        let _ = rustix::fs::fadvise(&self.file, offset, len, rustix::fs::Advice::DontNeed);
+        self.let_go((offset, len));
+        let gone = self.leaving.lock().push((offset, len));
+        gone.into_iter().for_each(|range| self.let_go(range));
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -318,5 +356,77 @@ impl Drop for InflightGuard<'_> {
         if let Some(place) = self.0 {
             place.store(0, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const WINDOW_BYTES: usize = 256 << 10;
+
+    /// A file on the file system of the build: one in memory has no page cache to leave.
+    fn file() -> RealFile {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tmp");
+        std::fs::create_dir_all(&dir).expect("a directory");
+        RealFile::new(tempfile::tempfile_in(dir).expect("a file"), false)
+    }
+
+    /// Whether a range can be read without its disk.
+    fn is_cached(file: &RealFile, offset: u64) -> bool {
+        let mut buf = vec![0; WINDOW_BYTES];
+        let read =
+            rustix::io::preadv2(&file.file, &mut [std::io::IoSliceMut::new(&mut buf)], offset, ReadWriteFlags::NOWAIT);
+        match read {
+            Ok(n) => n == WINDOW_BYTES,
+            Err(Errno::AGAIN) => false,
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    #[test]
+    fn what_is_written_back_leaves_the_page_cache_and_what_else_was_written_stays() {
+        let file = file();
+        let windows = 3 * LEAVING_BYTES / WINDOW_BYTES as u64;
+        let content = |i: u64| vec![i as u8; WINDOW_BYTES];
+        for i in 0..windows {
+            let at = i * WINDOW_BYTES as u64;
+            file.write_at(&content(i), at).expect("writes");
+            // Each tenth window is a guest's.
+            if i % 10 == 0 {
+                continue;
+            }
+            file.begin_writeback(at, WINDOW_BYTES as u64);
+            if i == windows / 2 {
+                // The disk has what came so far before its turn to leave comes, however slow it is.
+                file.sync().expect("syncs");
+            }
+        }
+        let cached = |i: &u64| is_cached(&file, i * WINDOW_BYTES as u64);
+        let (guests, copies): (Vec<u64>, Vec<u64>) = (0..windows).partition(|i| i % 10 == 0);
+        assert_eq!(guests.iter().filter(|i| !cached(i)).count(), 0, "what guests wrote stays");
+        // Of copies those stay that came last, and those that the disk didn't have in time: before the sync it may have had few.
+        let left = copies.iter().filter(|i| !cached(i)).count() as u64;
+        assert!(left >= windows / 6, "{left} of {windows} windows left the page cache");
+        let mut buf = vec![0; WINDOW_BYTES];
+        for i in 0..windows {
+            file.read_at(&mut buf, i * WINDOW_BYTES as u64).expect("reads");
+            assert!(buf == content(i), "window {i}");
+        }
+    }
+
+    #[test]
+    fn ranges_leave_in_their_order_and_few_are_remembered() {
+        let mut leaving = Leaving::default();
+        let half = LEAVING_BYTES / 2;
+        assert_eq!(leaving.push((0, half)), []);
+        assert_eq!(leaving.push((half, half)), []);
+        assert_eq!(leaving.push((7, 1)), [(0, half)]);
+        assert_eq!(leaving.push((9, LEAVING_BYTES)), [(half, half), (7, 1)]);
+        let mut small = Leaving::default();
+        let gone: usize = (0..2 * LEAVING_RANGES as u64).map(|i| small.push((i, 1)).len()).sum();
+        assert_eq!(gone, LEAVING_RANGES);
     }
 }
