@@ -194,7 +194,7 @@ impl Run {
                     }
                 }
                 90..95 => {
-                    if disk.free_some().is_ok() {
+                    if disk.free_some(|_| ()).is_ok() {
                         self.model.deleted.clear();
                     }
                 }

@@ -8,6 +8,8 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::Disk;
 use super::backend::no_space;
@@ -23,6 +25,13 @@ const _: () = assert!(SLOT_BYTES == CHUNK_BYTES + LEAVES_BYTES && HEADER_BYTES >
 
 /// Slots wiped between two header commits: bounds what one call holds up.
 const WIPE_BATCH: usize = 256;
+
+/// A pause after a slot was wiped, in times that it took: of a disk that is a file a wipe holds the lock, and on some file
+/// systems it waits for a discard, so that one after the other would keep guests' writes out.
+const WIPE_PAUSE: u32 = 9;
+
+/// No pause is longer, however slow the disk is.
+const WIPE_PAUSE_MAX: Duration = Duration::from_millis(200);
 
 /// Fresh slots whose space is reserved at once: 64 MiB, little beside any disk.
 const RESERVE_SLOTS: u32 = 16;
@@ -50,13 +59,19 @@ impl Disk {
         Ok(true)
     }
 
-    /// Wipes the slots of deleted chunks and makes them free, and so makes the deletions durable. Returns how many.
+    /// Wipes the slots of deleted chunks and makes them free, and so makes the deletions durable. Returns how many. After
+    /// each slot it calls `pause` with how long guests' writes should have the disk for themselves, unless somebody waits
+    /// for a slot.
     ///
     /// # Errors
     /// The disk has failed or is closed.
-    pub fn free_some(&self) -> Result<usize, FlushDisk> {
+    pub fn free_some(&self, pause: impl Fn(Duration)) -> Result<usize, FlushDisk> {
         self.check()?;
-        Ok(self.wipe_deleted()?)
+        Ok(self.wipe_all(&|took| {
+            if self.slot_waiters.load(Ordering::Relaxed) == 0 {
+                pause((took * WIPE_PAUSE).min(WIPE_PAUSE_MAX));
+            }
+        })?)
     }
 
     /// Wipes and frees the slots with damaged headers. Only when each PG of this disk has been compared with its other
@@ -175,14 +190,23 @@ impl Disk {
             if let Some(free) = self.slots.lock().take() {
                 return Ok(free);
             }
+            // Whoever wiped while this one waited for its turn may have left nothing to wipe, but free slots.
             if self.wipe_deleted()? == 0 {
-                return Err(self.no_space());
+                return self.slots.lock().take().ok_or_else(|| self.no_space());
             }
         }
     }
 
-    /// Wipes all deleted chunks that nobody uses any more; returns how many.
+    /// Wipes all deleted chunks that nobody uses any more, without a pause; returns how many.
     pub(super) fn wipe_deleted(&self) -> Result<usize, DiskFault> {
+        self.slot_waiters.fetch_add(1, Ordering::Relaxed);
+        let wiped = self.wipe_all(&|_| ());
+        self.slot_waiters.fetch_sub(1, Ordering::Relaxed);
+        wiped
+    }
+
+    /// The same; calls `after_each` slot with how long it took.
+    fn wipe_all(&self, after_each: &dyn Fn(Duration)) -> Result<usize, DiskFault> {
         let _one_at_a_time = self.freeing.lock();
         let mut freed = 0;
         loop {
@@ -197,7 +221,7 @@ impl Disk {
             if batch.is_empty() {
                 return Ok(freed);
             }
-            if let Err(fault) = self.wipe(&batch) {
+            if let Err(fault) = self.wipe(&batch, after_each) {
                 self.slots.lock().half_freed.extend(batch);
                 return Err(fault);
             }
@@ -233,15 +257,17 @@ impl Disk {
         Ok(batch)
     }
 
-    fn wipe(&self, batch: &[(u32, u64)]) -> Result<(), DiskFault> {
+    fn wipe(&self, batch: &[(u32, u64)], after_each: &dyn Fn(Duration)) -> Result<(), DiskFault> {
         let g = &self.identity.geometry;
         for (slot, _) in batch {
+            let begun = Instant::now();
             let wiped = match self.io.punch(g.slot(*slot), SLOT_BYTES) {
                 // Without leaves no data is valid, so the leaves alone do.
                 Ok(false) => self.io.zero(g.leaf(*slot, 0), LEAVES_BYTES),
                 other => other.map(|_| ()),
             };
             wiped.map_err(|e| self.fault("wipe a slot", &e))?;
+            after_each(begun.elapsed());
         }
         self.sync(Vec::new())?;
         let updates = batch

@@ -46,7 +46,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -178,6 +178,8 @@ pub struct Disk {
     slots: Mutex<Slots>,
     /// Held while slots are wiped, so that two threads don't wipe the same ones.
     freeing: Mutex<()>,
+    /// Callers who need a slot, or a chunk's deletion to be over, and can't go on before slots are wiped.
+    slot_waiters: AtomicUsize,
     /// Held while the leaves of a slot are judged.
     vouching: Mutex<()>,
     hot: Mutex<HotSet>,
@@ -246,6 +248,7 @@ impl Disk {
             index: RwLock::new(scan.index),
             slots: Mutex::new(scan.slots),
             freeing: Mutex::new(()),
+            slot_waiters: AtomicUsize::new(0),
             vouching: Mutex::new(()),
             hot: Mutex::default(),
             hot_changed: Condvar::new(),

@@ -314,7 +314,7 @@ fn threads_write_read_flush_clean_and_delete_at_once() {
                     }
                     if i % 25 == 0 {
                         disk.clean_some(8).expect("cleans");
-                        disk.free_some().expect("frees");
+                        disk.free_some(|_| ()).expect("frees");
                     }
                 }
             });
@@ -364,4 +364,41 @@ fn opening_and_formatting_refuse_with_the_way_out() {
     poke(&p, 90, b"damage");
     poke(&p, 90 + (64 << 10), b"damage");
     assert!(matches!(Disk::open(&p.path, OpenOptions::default()), Err(OpenDisk::SuperblockCorrupt { .. })));
+}
+
+#[test]
+fn wiping_leaves_the_disk_to_guests_between_slots_until_somebody_needs_a_slot() {
+    use std::cell::Cell;
+    use std::sync::atomic::Ordering;
+
+    let p = place();
+    let disk = open(&p);
+    let fill = |ids: std::ops::Range<u32>| {
+        for i in ids {
+            write(&disk, chunk(i), 1, 0, &content(1, 1)).expect("writes");
+        }
+    };
+    let slots = disk.space().slots_total as u32;
+    fill(0..slots);
+    let pauses = Cell::new(0);
+    (0..6).for_each(|i| assert_eq!(disk.delete_chunk(chunk(i)), Ok(true)));
+    assert_eq!(disk.free_some(|_| pauses.set(pauses.get() + 1)), Ok(6));
+    assert_eq!(pauses.get(), 6);
+
+    fill(0..6);
+    pauses.set(0);
+    (0..6).for_each(|i| assert_eq!(disk.delete_chunk(chunk(i)), Ok(true)));
+    std::thread::scope(|s| {
+        let freed = disk.free_some(|_| {
+            pauses.set(pauses.get() + 1);
+            // There is no other slot than those that are being wiped.
+            s.spawn(|| write(&disk, chunk(slots), 1, 0, &content(2, 1)).expect("writes"));
+            while disk.slot_waiters.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(freed, Ok(6));
+    });
+    assert_eq!(pauses.get(), 1);
+    assert_eq!(read(&disk, chunk(slots), 0, 1), Ok(content(2, 1)));
 }

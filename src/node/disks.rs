@@ -148,7 +148,12 @@ impl DiskHandle {
             threads.push(spawn("disk-clean", move || {
                 while !stop.load(Ordering::Relaxed) {
                     std::thread::park_timeout(Duration::from_secs(1));
-                    let done = disk.clean_some(CLEAN_BATCH).and_then(|_| disk.free_some());
+                    let pause = |time| {
+                        if !stop.load(Ordering::Relaxed) {
+                            std::thread::park_timeout(time);
+                        }
+                    };
+                    let done = disk.clean_some(CLEAN_BATCH).and_then(|_| disk.free_some(pause));
                     if let Err(error) = done {
                         tracing::debug!(disk = %id, %error, "background work on the disk failed");
                     }
