@@ -78,9 +78,9 @@ impl Disk {
         }
     }
 
-    /// Begins to bring a chunk's range to the disk, and out of the page cache. For copies: they write as fast as they are let;
-    /// all that lies in the page cache when a guest's flush or a change of configuration comes would have to be waited for; and
-    /// new pages for what nobody reads soon are what writing it costs most, and take the place of what guests do read.
+    /// Begins to bring a chunk's range to the disk, and out of the page cache. For copies: they write as fast as they are let, and
+    /// all that lies in the page cache when a guest's flush or a change of configuration comes would have to be waited for. Nor
+    /// should what nobody reads soon take pages from what guests read.
     pub fn begin_writeback(&self, chunk: ChunkId, first_block: usize, count: usize) {
         let Some(chunk) = self.find(chunk) else { return };
         let len = count.min(BLOCKS_PER_CHUNK - first_block.min(BLOCKS_PER_CHUNK)) as u64 * BLOCK_BYTES;

@@ -74,6 +74,12 @@ impl Disk {
         })?)
     }
 
+    /// Nothing is wiped while this is held.
+    #[cfg(test)]
+    pub(crate) fn hold_wiping(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.freeing.lock()
+    }
+
     /// Wipes and frees the slots with damaged headers. Only when each PG of this disk has been compared with its other
     /// replicas since the disk was opened: until then the damage is the only sign that a chunk is missing.
     ///

@@ -3,8 +3,8 @@
 //! Writes to chunks that are marked dirty already go to the page cache: one thread takes all that wait, so that a
 //! batch costs one wake-up. What may wait for the disk (reads, reservations, first writes) runs on a few threads, so that
 //! one slow request doesn't hold up the others. What copies read and what they write has threads of its own, at a lower
-//! priority; those that write may also wait while the disk takes it. Flushes run on a thread of their own that takes all that wait into one
-//! fdatasync, and only what arrived before it started (R12). Another thread clears dirty marks and freed slots.
+//! priority; those that write may also wait while the disk takes it. Flushes run on a thread of their own that takes all that wait
+//! into one fdatasync, and only what arrived before it started (R12). One more thread clears dirty marks, and one wipes freed slots.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -22,7 +22,7 @@ use crate::core::hashtree::{HOLE, Hash};
 use crate::core::ids::{BootId, ChunkId, DiskId, Generation, PgId};
 use crate::core::replica::{ChunkLeaves, DiskOp, DiskResult, Operation, PgState, Replica, TableEntry, Token};
 use crate::core::units::BLOCK_BYTES;
-use crate::disk::{Disk, PgRecord, PutPg, ReadChunk, WriteChunk, WriteOp};
+use crate::disk::{Disk, FlushDisk, PgRecord, PutPg, ReadChunk, WriteChunk, WriteOp};
 use crate::wire::stored::StoredPg;
 
 use super::cpu::yield_to_guests;
@@ -143,23 +143,21 @@ impl DiskHandle {
             let (disk, report, flushes) = (disk.clone(), report.clone(), flushes.clone());
             threads.push(spawn("disk-flush", move || flush_loop(id, &disk, &flushes, &report)));
         }
-        {
+        threads.push(each_second("disk-clean", id, &stop, {
+            let disk = disk.clone();
+            move || disk.clean_some(CLEAN_BATCH)
+        }));
+        // Wiping takes its time, most of all after a large volume's deletion: what guests write is brought to the disk meanwhile.
+        threads.push(each_second("disk-free", id, &stop, {
             let (disk, stop) = (disk.clone(), stop.clone());
-            threads.push(spawn("disk-clean", move || {
-                while !stop.load(Ordering::Relaxed) {
-                    std::thread::park_timeout(Duration::from_secs(1));
-                    let pause = |time| {
-                        if !stop.load(Ordering::Relaxed) {
-                            std::thread::park_timeout(time);
-                        }
-                    };
-                    let done = disk.clean_some(CLEAN_BATCH).and_then(|_| disk.free_some(pause));
-                    if let Err(error) = done {
-                        tracing::debug!(disk = %id, %error, "background work on the disk failed");
+            move || {
+                disk.free_some(|time| {
+                    if !stop.load(Ordering::Relaxed) {
+                        std::thread::park_timeout(time);
                     }
-                }
-            }));
-        }
+                })
+            }
+        }));
         let threads = threads.into_iter().flatten().collect();
         DiskHandle { id, disk, jobs, writes, copies, sources, flushes, threads, stop, unsure }
     }
@@ -285,6 +283,24 @@ fn put_state(disk: &Disk, pg: PgId, state: &PgState) -> Result<(), PutPg> {
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
     let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
     spawned.inspect_err(|error| tracing::error!(name, %error, "can't start a disk thread")).ok()
+}
+
+/// A thread that does something in the background, again a second after it was done, until `stop`.
+fn each_second(
+    name: &str,
+    disk: DiskId,
+    stop: &Arc<AtomicBool>,
+    work: impl Fn() -> Result<usize, FlushDisk> + Send + 'static,
+) -> Option<JoinHandle<()>> {
+    let stop = stop.clone();
+    spawn(name, move || {
+        while !stop.load(Ordering::Relaxed) {
+            std::thread::park_timeout(Duration::from_secs(1));
+            if let Err(error) = work() {
+                tracing::debug!(%disk, %error, "background work on the disk failed");
+            }
+        }
+    })
 }
 
 fn flush_loop(id: DiskId, disk: &Disk, queue: &Queue<FlushJob>, report: &Report) {
@@ -472,4 +488,54 @@ fn copy(disk: &Disk, pg: PgId, chunk: ChunkId, blocks: &[(u32, Hash)], data: &By
         disk.begin_writeback(chunk, *first as usize, (last - first + 1) as usize);
     }
     DiskResult::Done
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::core::hashtree;
+    use crate::core::ids::{ClusterId, PoolId, VolumeId};
+    use crate::disk::{CAPACITY_BYTES_MIN, FormatOptions, OpenOptions, format};
+
+    #[test]
+    fn what_was_written_becomes_clean_while_freed_slots_are_being_wiped() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("disk");
+        let options = FormatOptions {
+            cluster: ClusterId([7; 16]),
+            disk: DiskId(9),
+            class: "ssd".into(),
+            capacity_bytes: CAPACITY_BYTES_MIN,
+        };
+        format(&path, &options).expect("formats");
+        let handle = DiskHandle::start(Disk::open(&path, OpenOptions::default()).expect("opens"), |_| ());
+        let disk = handle.disk().clone();
+        let wiping = disk.hold_wiping();
+        // By then whoever wipes waits.
+        std::thread::sleep(Duration::from_secs(2));
+        let chunk = ChunkId { volume: VolumeId(1), index: 3 };
+        let data = [5; BLOCK_BYTES as usize];
+        let leaves = hashtree::leaves_of(0, &data);
+        let generation = Generation { epoch: 1, n: 1 };
+        let op = WriteOp {
+            pg: PgId { pool: PoolId(1), index: 0 },
+            chunk,
+            generation,
+            sequence: 1,
+            first_block: 0,
+            leaves: &leaves,
+            data: &data,
+            copy: true,
+        };
+        disk.write(&op).expect("writes");
+        let until = Instant::now() + Duration::from_secs(60);
+        while disk.chunk_meta(chunk).expect("a chunk").dirty {
+            assert!(Instant::now() < until, "the chunk stays dirty");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(wiping);
+        handle.stop(Vec::new());
+    }
 }
