@@ -1,5 +1,5 @@
-//! What guests have without resync on ordinary disks of each class, and whether copies run anywhere, told to nodes with each
-//! of their reports.
+//! What is usual on disks of each class, guests' latency without resync and the rate of copies beside them, and whether copies
+//! run anywhere, told to nodes with each of their reports.
 //!
 //! Nodes learn it disk by disk and report it; the law is [`peers`]. While copies run, they learn only in moments at which all
 //! pause ([`moment`](crate::core::throttle::moment)). Soft: nothing is stored, and a node that hears nothing goes on
@@ -12,7 +12,7 @@ use super::owner::{Effect, Owner};
 use super::wiring;
 use crate::core::ids::DiskId;
 use crate::core::manager::runtime::ConnId;
-use crate::core::throttle::peers::{Baselines, from_list, medians};
+use crate::core::throttle::peers::{Baselines, from_list, medians, usual_rates};
 use crate::core::units::Instant;
 use crate::wire::control::kind;
 use crate::wire::stats::{ClassBaseline, ClassBaselines, Stats};
@@ -25,6 +25,7 @@ const FRESH: Duration = Duration::from_secs(2);
 pub(super) struct ClassMedians {
     at: Option<Instant>,
     by_class: BTreeMap<String, Baselines>,
+    usual_rates: BTreeMap<String, u64>,
     copies_run: bool,
 }
 
@@ -37,18 +38,21 @@ impl Owner {
         let now = self.manager.now;
         if self.class_medians.at.is_none_or(|at| now.since(at) >= FRESH) {
             let map = self.manager.state.map();
-            let reported = self.live_figures().flat_map(|figures| &figures.last.1.disks);
-            let of_class = reported.filter_map(|disk| {
-                Some((map.disks.get(&DiskId(disk.disk))?.class.as_str(), from_list(&disk.quiet_p99_us)))
-            });
-            let by_class = medians(of_class);
+            let reported = || {
+                let disks = self.live_figures().flat_map(|figures| &figures.last.1.disks);
+                disks.filter_map(|disk| Some((map.disks.get(&DiskId(disk.disk))?.class.as_str(), disk)))
+            };
+            let by_class = medians(reported().map(|(class, disk)| (class, from_list(&disk.quiet_p99_us))));
+            let usual_rates = usual_rates(reported().map(|(class, disk)| (class, disk.found_rate_bytes_per_sec)));
             let copies_run = self.live_figures().any(|figures| !figures.last.1.sessions.is_empty());
-            self.class_medians = ClassMedians { at: Some(now), by_class, copies_run };
+            self.class_medians = ClassMedians { at: Some(now), by_class, usual_rates, copies_run };
         }
         let map = self.manager.state.map();
         let of_disk = |disk: u32| {
-            let median = self.class_medians.by_class.get(&map.disks.get(&DiskId(disk))?.class)?;
-            Some(ClassBaseline { disk, quiet_p99_us: median.to_vec() })
+            let class = &map.disks.get(&DiskId(disk))?.class;
+            let median = self.class_medians.by_class.get(class)?;
+            let usual_rate_bytes_per_sec = self.class_medians.usual_rates.get(class).copied().unwrap_or(0);
+            Some(ClassBaseline { disk, quiet_p99_us: median.to_vec(), usual_rate_bytes_per_sec })
         };
         let disks: Vec<ClassBaseline> = stats.disks.iter().filter_map(|disk| of_disk(disk.disk)).collect();
         let answer = ClassBaselines { disks, copies_run: self.class_medians.copies_run };

@@ -341,7 +341,8 @@ impl Control {
                 let Ok(baselines) = stats::ClassBaselines::decode(f.meta.as_ref()) else { return Ok(false) };
                 self.throttle.set_copies_run(baselines.copies_run);
                 for disk in baselines.disks {
-                    self.throttle.set_class_baselines(DiskId(disk.disk), peers::from_list(&disk.quiet_p99_us));
+                    let medians = peers::from_list(&disk.quiet_p99_us);
+                    self.throttle.set_of_class(DiskId(disk.disk), medians, disk.usual_rate_bytes_per_sec);
                 }
             }
             kind::REFUSED => return Err(ControlError::refused(f)),

@@ -533,10 +533,18 @@ impl Throttle {
         self.with(disk, |disk| disk.control.lock().controller.own_baselines())
     }
 
-    /// What they have on an ordinary disk of its class; of a disk that isn't known here (any more), nothing is kept.
-    pub fn set_class_baselines(&self, disk: DiskId, medians: Baselines) {
+    /// What copies may do beside them, as found on this disk, in bytes per second; 0: not found yet.
+    pub fn found_rate(&self, disk: DiskId) -> u64 {
+        self.with(disk, |disk| disk.control.lock().controller.found_rate())
+    }
+
+    /// What guests have on an ordinary disk of its class, and the rate in bytes per second that is usual there; of a disk that
+    /// isn't known here (any more), nothing is kept.
+    pub fn set_of_class(&self, disk: DiskId, medians: Baselines, usual_rate: u64) {
         if let Some(disk) = self.disks.read().get(&disk) {
-            disk.control.lock().controller.set_class_baselines(medians);
+            let controller = &mut disk.control.lock().controller;
+            controller.set_class_baselines(medians);
+            controller.set_usual_rate(usual_rate);
         }
     }
 

@@ -131,9 +131,12 @@ pub struct DiskStats {
     /// Guests' p99 without resync as learnt on this disk, in the order of `throttle::Kind::ALL`; 0: not known.
     #[prost(uint64, repeated, tag = "10")]
     pub quiet_p99_us: Vec<u64>,
+    /// What copies may do beside guests, as found on this disk; 0: not found yet.
+    #[prost(uint64, tag = "11")]
+    pub found_rate_bytes_per_sec: u64,
 }
 
-/// What guests have without resync on ordinary disks of a class, for the receiver's disks.
+/// What is usual on disks of a class, for the receiver's disks.
 #[derive(Clone, PartialEq, Message)]
 pub struct ClassBaselines {
     /// Its disks, of classes that have a median.
@@ -153,6 +156,9 @@ pub struct ClassBaseline {
     /// The median of its class; as in [`DiskStats::quiet_p99_us`].
     #[prost(uint64, repeated, tag = "2")]
     pub quiet_p99_us: Vec<u64>,
+    /// The usual rate of its class, of what its disks have found; 0: not known.
+    #[prost(uint64, tag = "3")]
+    pub usual_rate_bytes_per_sec: u64,
 }
 
 /// A resync session's progress, as its primary sees it.

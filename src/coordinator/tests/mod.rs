@@ -400,7 +400,9 @@ async fn nodes_hear_what_guests_have_on_an_ordinary_disk() {
     let cluster = Cluster::start().await;
     let nodes = three_nodes(&cluster, 1).await;
     let stats_of = |node: &Node, us: u64| {
-        let disk = stats::DiskStats { disk: node.disk.0, quiet_p99_us: vec![us, 0], ..Default::default() };
+        let found_rate_bytes_per_sec = us << 20;
+        let quiet_p99_us = vec![us, 0];
+        let disk = stats::DiskStats { disk: node.disk.0, quiet_p99_us, found_rate_bytes_per_sec, ..Default::default() };
         stats::Stats { disks: vec![disk], ..Default::default() }
     };
     let report = |node: &Node, us: u64| node.peer.say(kind::STATS, &stats_of(node, us));
@@ -412,9 +414,10 @@ async fn nodes_hear_what_guests_have_on_an_ordinary_disk() {
         // Until three have reported there is none.
         let disk = heard.disks.first()?;
         assert_eq!((disk.disk, heard.disks.len()), (nodes[0].disk.0, 1), "its one disk");
-        Some(disk.quiet_p99_us.clone()).filter(|us| us[0] > 0)
+        Some(disk.clone()).filter(|disk| disk.quiet_p99_us[0] > 0)
     });
-    assert_eq!(median.await[..2], [2_100, 0]);
+    let median = median.await;
+    assert_eq!((&median.quiet_p99_us[..2], median.usual_rate_bytes_per_sec), (&[2_100, 0][..], 2_100 << 20));
     // One node's copies are told to all.
     until("copies run", || {
         let sessions = vec![stats::SessionStats::default()];

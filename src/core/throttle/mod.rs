@@ -15,7 +15,8 @@
 //! # The law
 //! - *Idle* (no operation and no queue for a while): as fast as the cap allows. The while is [`IDLE_TICKS`], longer if
 //!   the disk is so slow that a busy one could complete nothing for that long.
-//! - *Wake-up*: back at once to what was right when the guests last ran; the first time to the floor.
+//! - *Wake-up*: back at once to what was right when the guests last ran; the first time to the floor. A disk's first copies beside
+//!   guests begin with half of what is usual in its class ([`peers`]).
 //! - *Probe*: the baseline is the p99 with (almost) no resync, on this disk and on those that its guests share with it. It is
 //!   learnt for nothing whenever there is no resync; else resync drops to an eighth of its floor for [`PROBE_TICKS_MIN`] or
 //!   more ticks, at first and then at moments that all disks have in common ([`moment`]); where the driver tells no time, each
@@ -113,6 +114,8 @@ const WINDOW_OPERATIONS: f64 = 200.0;
 /// The part of guests' throughput that is missing, times this, is what a tick takes from the rate: a tenth missing halves it in
 /// 3 s, several times the half second over which throughput is measured.
 const LACKING_GAIN: f64 = 0.2;
+/// Ticks of copies beside guests, or an overload, after which a disk's rate is one that it has found.
+const FOUND_TICKS: u32 = 10;
 /// Ticks after an overload in which there is no change.
 const SETTLE_TICKS: u32 = 3;
 /// Up to this multiple of the floor a rate is the floor's.
@@ -163,6 +166,10 @@ pub struct Controller {
     quiet: Baseline,
     /// The medians of the disk's own class, such as ssd.
     disk_class: Baselines,
+    /// The usual rate of the disk's class; 0: not known.
+    usual_rate: u64,
+    /// Ticks in which copies ran beside guests, up to [`FOUND_TICKS`].
+    copied_ticks: u32,
     /// Beside resync, with as long a memory as `quiet`.
     beside: Baseline,
     /// Ticks since resync last moved more than a trace.
@@ -200,6 +207,8 @@ impl Controller {
             recent: Latencies::default(),
             quiet: Baseline::default(),
             disk_class: Baselines::default(),
+            usual_rate: 0,
+            copied_ticks: 0,
             beside: Baseline::default(),
             resync_off_ticks: 0,
             drain_ticks: PROBE_TICKS_MIN,
@@ -228,6 +237,16 @@ impl Controller {
     /// Takes the medians of the disk's class, from [`peers::medians`]; they hold until there are others.
     pub fn set_class_baselines(&mut self, medians: Baselines) {
         self.disk_class = medians;
+    }
+
+    /// Takes the usual rate of the disk's class, from [`peers::usual_rates`]; it holds until there is another.
+    pub fn set_usual_rate(&mut self, bytes_per_sec: u64) {
+        self.usual_rate = bytes_per_sec;
+    }
+
+    /// What copies may do beside guests, as found on this disk, before cap and floor; 0: not found yet.
+    pub fn found_rate(&self) -> u64 {
+        if self.copied_ticks >= FOUND_TICKS { self.rate as u64 } else { 0 }
     }
 
     /// What was learnt on this disk alone: p99 without resync.
@@ -352,6 +371,12 @@ impl Controller {
         // A pause of the device's own is no more of a lasting overdraft than of a step.
         let most = FINE_OVERDRAWN_MAX * operations.max(ACCOUNT_OPERATIONS) / 100.0 + anyway;
         self.account.enter(operations / 100.0 + anyway, over.min(most));
+        if sample.resync_bytes > 0 || sample.resync_held_back {
+            if self.copied_ticks == 0 {
+                self.rate = self.rate.max(peers::first_rate(self.usual_rate));
+            }
+            self.copied_ticks = (self.copied_ticks + 1).min(FOUND_TICKS);
+        }
         if self.settle_ticks > 0 {
             self.settle_ticks -= 1;
             return;
@@ -393,6 +418,7 @@ impl Controller {
     }
 
     fn overload(&mut self, effective: f64) {
+        self.copied_ticks = FOUND_TICKS;
         if !self.is_near_floor(effective) {
             if self.bad_ticks == OVERLOAD_TICKS {
                 let known = self.worst().map_or(0.0, |(kind, _)| self.known(kind));

@@ -285,6 +285,30 @@ fn a_disk_that_joins_has_the_baseline_of_its_class_and_copies_on() {
 }
 
 #[test]
+fn a_disks_first_copies_begin_with_half_of_what_is_usual_in_its_class() {
+    let mut first = Controller::new(Policy::default());
+    let alone = || Sample { resync_held_back: false, ..sample(200, 1_000, 0) };
+    (0..30).for_each(|_| drop(first.handle_sample(&alone())));
+    let mut later = first.clone();
+    for _ in 0..30 {
+        later.handle_sample(&alone());
+        assert_eq!(later.found_rate(), 0, "guests alone show no rate");
+        let rate = first.handle_sample(&Sample { resync_bytes: MIB, ..sample(200, 1_000, 0) }).rate_bytes_per_sec;
+        if first.found_rate() > 0 {
+            assert_eq!(Some(first.found_rate()), rate);
+        }
+    }
+    assert!(first.found_rate() > 0);
+    later.set_usual_rate(80 * MIB);
+    let rate = |d: Decision| d.rate_bytes_per_sec.unwrap();
+    let began = rate(later.handle_sample(&sample(200, 1_000, MIB)));
+    assert!((40 * MIB..60 * MIB).contains(&began), "{began}");
+    // What it has found itself counts from then on.
+    (0..20).for_each(|_| drop(later.handle_sample(&sample(200, 9_000, 4 * MIB))));
+    assert!(rate(later.handle_sample(&sample(200, 1_000, MIB))) < 40 * MIB);
+}
+
+#[test]
 fn a_disk_that_was_known_is_no_unknown_one_when_its_load_changes() {
     let mut c = busy(Policy { target_inflation: 2.0, ..Policy::default() });
     c.set_class_baselines([20_000; KINDS]);
