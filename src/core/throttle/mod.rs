@@ -170,6 +170,7 @@ pub struct Controller {
     usual_rate: u64,
     /// Ticks in which copies ran beside guests, up to [`FOUND_TICKS`].
     copied_ticks: u32,
+    began_with_usual: bool,
     /// Beside resync, with as long a memory as `quiet`.
     beside: Baseline,
     /// Ticks since resync last moved more than a trace.
@@ -209,6 +210,7 @@ impl Controller {
             disk_class: Baselines::default(),
             usual_rate: 0,
             copied_ticks: 0,
+            began_with_usual: false,
             beside: Baseline::default(),
             resync_off_ticks: 0,
             drain_ticks: PROBE_TICKS_MIN,
@@ -372,7 +374,8 @@ impl Controller {
         let most = FINE_OVERDRAWN_MAX * operations.max(ACCOUNT_OPERATIONS) / 100.0 + anyway;
         self.account.enter(operations / 100.0 + anyway, over.min(most));
         if sample.resync_bytes > 0 || sample.resync_held_back {
-            if self.copied_ticks == 0 {
+            if self.copied_ticks < FOUND_TICKS && self.usual_rate > 0 && !self.began_with_usual {
+                self.began_with_usual = true;
                 self.rate = self.rate.max(peers::first_rate(self.usual_rate));
             }
             self.copied_ticks = (self.copied_ticks + 1).min(FOUND_TICKS);
