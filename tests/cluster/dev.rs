@@ -457,7 +457,8 @@ impl Dev {
         }
     }
 
-    /// The end of every passing test: nothing has panicked, and everything stops cleanly.
+    /// The end of every passing test: nothing has panicked, and everything stops cleanly. Mounts below it ([`Dev::put_below`]) are
+    /// dropped before: they would keep its folder.
     pub fn finish(mut self) {
         self.check_logs();
         if self.supervisor.is_some() {

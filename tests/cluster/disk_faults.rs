@@ -43,7 +43,7 @@ fn name(disk: &serde_json::Value) -> String {
 }
 
 /// After its fault the disk is out, and stays out whoever restarts; the rest makes itself whole.
-fn out_for_good(dev: Dev, fs: &FaultFs, gateway: Gateway, load: Load) {
+fn out_for_good(dev: Dev, fs: Arc<FaultFs>, gateway: Gateway, load: Load) {
     wait_out(&dev);
     let synced = fs.fsyncs();
     load.wait_for_more(300);
@@ -68,7 +68,7 @@ fn out_for_good(dev: Dev, fs: &FaultFs, gateway: Gateway, load: Load) {
     load.stop_and_verify(&gateway.socket, "v");
     agree(&dev, &gateway, 2);
     assert_eq!(fs.fsyncs(), synced, "a failed disk was synced again");
-    drop(gateway);
+    drop((gateway, fs));
     dev.finish();
 }
 
@@ -76,21 +76,21 @@ pub fn a_failed_fsync_takes_the_disk_out_for_good() {
     let (dev, fs, gateway, load) = loaded();
     fs.fail_fsyncs(1);
     wait_for("an fsync fails", || (fs.failed_fsyncs() == 1).then_some(()));
-    out_for_good(dev, &fs, gateway, load);
+    out_for_good(dev, fs, gateway, load);
 }
 
 pub fn fsyncs_that_always_fail_take_the_disk_out_for_good() {
     let (dev, fs, gateway, load) = loaded();
     fs.fail_fsyncs(ALWAYS);
     wait_for("an fsync fails", || (fs.failed_fsyncs() > 0).then_some(()));
-    out_for_good(dev, &fs, gateway, load);
+    out_for_good(dev, fs, gateway, load);
 }
 
 pub fn a_failed_write_takes_the_disk_out_for_good() {
     let (dev, fs, gateway, load) = loaded();
     fs.fail_writes(1);
     wait_for("a write fails", || (fs.failed_writes() == 1).then_some(()));
-    out_for_good(dev, &fs, gateway, load);
+    out_for_good(dev, fs, gateway, load);
 }
 
 /// The disk can't even be marked as failed. The coordinator remembers, also when the disk is well after the restart.
@@ -106,7 +106,7 @@ pub fn a_disk_that_takes_no_mark_stays_out() {
         let logs = dev.logs();
         logs.iter().any(|(_, log)| log.contains("the coordinator has it as failed")).then_some(())
     });
-    out_for_good(dev, &fs, gateway, load);
+    out_for_good(dev, fs, gateway, load);
 }
 
 pub fn short_writes_lose_nothing() {
@@ -118,6 +118,6 @@ pub fn short_writes_lose_nothing() {
     assert_eq!(dev.disk_status(VICTIM)["state"], "up", "a short write is no failure");
     load.stop_and_verify(&gateway.socket, "v");
     agree(&dev, &gateway, 2);
-    drop(gateway);
+    drop((gateway, fs));
     dev.finish();
 }

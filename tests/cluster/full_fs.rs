@@ -87,7 +87,7 @@ fn fill_up(nodes: &[&str]) {
     assert!(!health.contains("Writes wait for space"), "{health}");
     agree(&dev, &gateway, 2);
     verify(&gateway, DATA_MIB);
-    drop((client, gateway));
+    drop((client, gateway, mounts));
     dev.finish();
 }
 

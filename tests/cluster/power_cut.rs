@@ -49,7 +49,7 @@ pub fn one_node_loses_what_was_not_synced() {
     load.wait_for_more(200);
     load.stop_and_verify(&gateway.socket, "v");
     agree(&dev, &gateway, 2);
-    drop(gateway);
+    drop((gateway, mounts));
     dev.finish();
 }
 
@@ -73,7 +73,7 @@ pub fn all_nodes_lose_what_was_not_synced() {
     }
     load.stop_and_verify(&gateway.socket, "v");
     agree(&dev, &gateway, 2);
-    drop(gateway);
+    drop((gateway, mounts));
     dev.finish();
 }
 
@@ -124,7 +124,7 @@ pub fn the_whole_cluster_loses_what_was_not_synced() {
         assert_eq!(told.raw_os_error(), Some(5), "{told}");
         client.flush().expect("flushes");
     }
-    drop(gateway);
+    drop((gateway, mounts));
     dev.finish();
 }
 
@@ -163,6 +163,6 @@ pub fn the_coordinator_keeps_what_it_said() {
     }
     dev.wait_clean();
     load.stop_and_verify(&gateway.socket, "v");
-    drop(gateway);
+    drop((gateway, fs));
     dev.finish();
 }

@@ -76,5 +76,6 @@ pub fn a_slow_disk_gets_one_move_and_the_others_go_on() {
         assert_eq!(dev.hash(name), hash, "{name}");
     }
     verify(&dev.gateway("v0"), VOLUME_MIB);
+    drop(fs);
     dev.finish();
 }
