@@ -31,7 +31,11 @@ pub fn plan(session: &Session, args: PlanArgs) -> anyhow::Result<()> {
         write_map: args.write_map.is_some(),
     };
     let mut answer: PlanReply = match &args.map {
-        Some(file) => place::answer(read_map(file)?, &question, Rates::default())?,
+        Some(file) => {
+            let map = read_map(file)?;
+            let rates = Rates::of_classes(map.classes());
+            place::answer(map, &question, rates)?
+        }
         None => session.client()?.within(PLAN_TIMEOUT).post("/v1/plan", &question)?,
     };
     if let (Some(out), Some(map)) = (&args.write_map, answer.map.take()) {

@@ -18,7 +18,8 @@ eta_redundant_high,actual_redundant,eta_balanced_low,eta_balanced_likely,eta_bal
 pub fn simulate(session: &Session, args: &SimulateArgs) -> anyhow::Result<()> {
     let events = args.at.chunks(2).map(|pair| Ok(Event::new(parse_seconds_of(&pair[0])?, &pair[1])?));
     let events: Vec<Event> = events.collect::<anyhow::Result<_>>()?;
-    let rates = Rates::default();
+    let map = read_map(&args.map)?;
+    let rates = Rates::of_classes(map.classes());
     let options = Options {
         rates: Rates {
             disk_bytes_per_sec: args.rates.disk_rate.unwrap_or(rates.disk_bytes_per_sec),
@@ -31,7 +32,7 @@ pub fn simulate(session: &Session, args: &SimulateArgs) -> anyhow::Result<()> {
         until: args.until,
         ..Options::default()
     };
-    let (report, map) = run(read_map(&args.map)?, &events, options)?;
+    let (report, map) = run(map, &events, options)?;
     if let Some(out) = &args.write_map {
         write_file(out, &write_map(&map, &map.input.current))?;
     }

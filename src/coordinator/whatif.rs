@@ -19,7 +19,7 @@ pub fn named(input: place::Input, map: &ClusterMap) -> place::ClusterMap {
 
 /// What resync may use, as far as the map says.
 pub fn rates(map: &ClusterMap) -> place::Rates {
-    let mut rates = place::Rates::default();
+    let mut rates = place::Rates::of_classes(map.disks.values().map(|disk| disk.class.as_str()));
     if let Some(cap) = map.settings.resync.cap_bytes_per_sec {
         rates.disk_bytes_per_sec = rates.disk_bytes_per_sec.min(cap);
     }

@@ -67,7 +67,8 @@ pub struct PlanArgs {
 /// What resync may use, for an ETA.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct RateArgs {
-    /// Bytes per second that a disk reads, and that it writes [default: 150MiB/s, at most the cluster's cap]
+    /// Bytes per second that a disk reads, and that it writes [default: 250MiB/s, where a disk is an hdd
+    /// 150MiB/s; at most the cluster's cap]
     #[arg(long, value_name = "RATE", value_parser = parse_bytes_per_sec)]
     pub disk_rate: Option<u64>,
     /// The part of disks and links that foreground IO takes, from 0 to 1 [default: 0.5]

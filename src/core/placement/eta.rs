@@ -17,6 +17,10 @@ use crate::core::ids::{DiskId, NodeId, PgId};
 const LIKELY_SLACK: f64 = 1.05;
 /// The same for the pessimistic end.
 const HIGH_SLACK: f64 = 1.25;
+/// What a modest spinning disk reads or writes in a row, per second.
+const HDD_BYTES_PER_SEC: u64 = 150 << 20;
+/// What a modest SSD on SATA, which carries twice as much, reads and writes at once, each.
+const SSD_BYTES_PER_SEC: u64 = 250 << 20;
 /// A rate that is as good as none: keeps divisions finite (about 1 byte in 12 days).
 const RATE_MIN: f64 = 1e-6;
 
@@ -36,10 +40,10 @@ pub struct Rates {
 }
 
 impl Default for Rates {
-    /// Modest disks and a 10 Gbit/s link, half of which foreground IO takes.
+    /// Modest spinning disks and a 10 Gbit/s link, half of which foreground IO takes.
     fn default() -> Self {
         Rates {
-            disk_bytes_per_sec: 150 << 20,
+            disk_bytes_per_sec: HDD_BYTES_PER_SEC,
             disk_overrides_bytes_per_sec: HashMap::new(),
             node_bytes_per_sec: 1_170 << 20,
             foreground_share: 0.5,
@@ -49,6 +53,12 @@ impl Default for Rates {
 }
 
 impl Rates {
+    /// Those where the disks have these classes: as slow as spinning ones, `hdd`, if there are any.
+    pub fn of_classes<'a>(mut classes: impl Iterator<Item = &'a str>) -> Rates {
+        let spins = classes.any(|class| class == "hdd");
+        Rates { disk_bytes_per_sec: if spins { HDD_BYTES_PER_SEC } else { SSD_BYTES_PER_SEC }, ..Rates::default() }
+    }
+
     /// What resync may read from a disk, and write to it, per second.
     pub fn of_disk(&self, disk: DiskId) -> f64 {
         let rate = *self.disk_overrides_bytes_per_sec.get(&disk).unwrap_or(&self.disk_bytes_per_sec);
@@ -199,6 +209,13 @@ mod tests {
     use super::*;
     use crate::core::ids::PoolId;
     use crate::core::placement::{DiskInfo, DiskState, Move, MoveClass, PgPlacement};
+
+    #[test]
+    fn one_spinning_disk_makes_the_forecast_that_of_spinning_disks() {
+        let of = |classes: &[&str]| Rates::of_classes(classes.iter().copied()).disk_bytes_per_sec;
+        assert_eq!(of(&["ssd", "hdd"]), Rates::default().disk_bytes_per_sec);
+        assert!(of(&["ssd", "nvme"]) > of(&["hdd"]));
+    }
 
     fn one_repair(bytes: u64) -> (Input, Plan) {
         let disk = |id, state| DiskInfo { id: DiskId(id), node: NodeId(id), state, ..DiskInfo::default() };

@@ -235,6 +235,11 @@ pub struct ClusterMap {
 }
 
 impl ClusterMap {
+    /// The class of each disk.
+    pub fn classes(&self) -> impl Iterator<Item = &str> {
+        self.input.topology.disks.iter().map(|disk| disk.class.as_str())
+    }
+
     /// A map of what a planner would read, with the nodes' names; `removed` nodes are left out when it is written.
     pub fn new(input: Input, nodes: BTreeMap<NodeId, String>, removed: BTreeSet<NodeId>) -> Self {
         ClusterMap { input, nodes, disks: BTreeMap::new(), removed }

@@ -288,7 +288,7 @@ fn a_disk_that_joins_has_the_baseline_of_its_class_and_copies_on() {
 fn a_disks_first_copies_begin_with_half_of_what_is_usual_in_its_class() {
     let mut first = Controller::new(Policy::default());
     let alone = || Sample { resync_held_back: false, ..sample(200, 1_000, 0) };
-    (0..30).for_each(|_| drop(first.handle_sample(&alone())));
+    (0..30).for_each(|_| _ = first.handle_sample(&alone()));
     let mut later = first.clone();
     for _ in 0..30 {
         later.handle_sample(&alone());
@@ -304,7 +304,7 @@ fn a_disks_first_copies_begin_with_half_of_what_is_usual_in_its_class() {
     let began = rate(later.handle_sample(&sample(200, 1_000, MIB)));
     assert!((40 * MIB..60 * MIB).contains(&began), "{began}");
     // What it has found itself counts from then on.
-    (0..20).for_each(|_| drop(later.handle_sample(&sample(200, 9_000, 4 * MIB))));
+    (0..20).for_each(|_| _ = later.handle_sample(&sample(200, 9_000, 4 * MIB)));
     assert!(rate(later.handle_sample(&sample(200, 1_000, MIB))) < 40 * MIB);
 }
 
