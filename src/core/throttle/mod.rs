@@ -424,8 +424,7 @@ impl Controller {
         self.copied_ticks = FOUND_TICKS;
         if !self.is_near_floor(effective) {
             if self.bad_ticks == OVERLOAD_TICKS {
-                let known = self.worst().map_or(0.0, |(kind, _)| self.known(kind));
-                self.climb.met(effective, known);
+                self.climb.met(effective, self.known());
             }
             self.climb.end_search();
         }
@@ -445,19 +444,20 @@ impl Controller {
         Kind::ALL.into_iter().filter(measured).filter_map(part).max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
-    /// How well the present is known: the p99 of few operations is no ground for large steps.
-    fn known(&self, kind: Kind) -> f64 {
-        (self.recent.of(kind).total() / WINDOW_OPERATIONS).min(1.0).powi(2)
+    /// How well the present is known: what few operations show is no ground for large steps. Those of all kinds count, as none of
+    /// them is nearer to its target than the worst.
+    fn known(&self) -> f64 {
+        (self.recent.total() / WINDOW_OPERATIONS).min(1.0).powi(2)
     }
 
     fn increased(&mut self, effective: f64, step: f64) -> f64 {
         let fine = effective * (1.0 + step);
-        let Some((kind, part)) = self.worst() else { return fine };
+        let Some((_, part)) = self.worst() else { return fine };
         let headroom = (0.9 - part) / 0.9;
         if headroom <= 0.0 {
             return fine;
         }
-        let room = Room { headroom, known: self.known(kind), left: self.account.left() };
+        let room = Room { headroom, known: self.known(), left: self.account.left() };
         self.climb.increased(effective, fine, room)
     }
 

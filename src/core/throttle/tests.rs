@@ -285,6 +285,36 @@ fn a_disk_that_joins_has_the_baseline_of_its_class_and_copies_on() {
 }
 
 #[test]
+fn operations_of_several_kinds_are_known_as_well_as_those_of_one() {
+    // Overloads a second apart: where guests read and write, the second wears the limit down no more than where they read alone.
+    let second_knee = |kinds: &[Kind]| {
+        let of_kinds = |latency_us, resync_bytes| {
+            let mut latencies = Latencies::default();
+            let each = 60 / kinds.len() as u32;
+            kinds.iter().for_each(|kind| latencies.add_bucket(*kind, Histogram::bucket(latency_us), each));
+            Sample { latencies, ..sample(0, 0, resync_bytes) }
+        };
+        let mut c = Controller::new(Policy { floor_bytes_per_sec: MIB, ..Policy::default() });
+        (0..60).for_each(|_| _ = c.handle_sample(&of_kinds(10_000, 0)));
+        let mut run = |ticks: u32, latency_us| {
+            for _ in 0..ticks {
+                let rate = c.decision().rate_bytes_per_sec.unwrap_or(0);
+                c.handle_sample(&of_kinds(latency_us, rate / 10));
+            }
+            c.footing().knee_bytes_per_sec
+        };
+        run(60, 10_000);
+        let first = run(5, 90_000).expect("an overload");
+        run(9, 15_000);
+        let second = run(4, 90_000).expect("another");
+        second as f64 / first as f64
+    };
+    let (alone, mixed) =
+        (second_knee(&[Kind::SmallRead]), second_knee(&[Kind::SmallRead, Kind::SmallWrite, Kind::Apply]));
+    assert!(alone > 0.8 && mixed > 0.8, "{alone}, {mixed}");
+}
+
+#[test]
 fn a_disks_first_copies_begin_with_half_of_what_is_usual_in_its_class() {
     let mut first = Controller::new(Policy::default());
     let alone = || Sample { resync_held_back: false, ..sample(200, 1_000, 0) };
