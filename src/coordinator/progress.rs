@@ -1,14 +1,13 @@
 //! How fast copies are made, and when they will be done.
 //!
-//! The ETA is that of the busiest device: what its disks have left to read or to write, over what a device that works does. Disks
-//! have a device each, unless their nodes say that they share one, as where a whole cluster runs on one host.
+//! The ETA is that of the busiest disk: what it has left to read or to write, over what a disk that works does.
 //! Negative: diverging, as guests add more than is copied. Units: bytes, seconds. Pure.
 //!
 //! *Measured* is the rate of the last seconds, from what each node reports between two of its own reports, and only since
 //! copies run: seconds in which there was nothing to do say nothing. While the throttle opens (it starts at its floor, and
 //! takes about [`OPENING`] to find what the guests leave) that is too low to last, so it is not taken as lasting:
-//! *expected* is what devices did in the steady part of earlier jobs of this coordinator, or, before there was one, what
-//! the planner's forecast assumes; never above the cap. Whether devices share what bounds them (a host, a link, a core) or not is not
+//! *expected* is what disks did in the steady part of earlier jobs of this coordinator, or, before there was one, what
+//! the planner's forecast assumes; never above the cap. Whether disks share what bounds them (a host, a link, a core) or not is not
 //! known: so where another number of them works than before, what is expected is halfway in ratio between the same for
 //! all together and the same for each. Guests, and what disks share, make the rate of a few seconds swing by
 //! more than a factor of two, so the likely rate lies between both, in ratio: it begins at what is expected and goes to what is
@@ -45,30 +44,17 @@ const HIGH_MOST: f64 = 4.0;
 /// How much one second of steady work changes what is expected of the next job.
 const LEARN: f64 = 0.2;
 
-/// A disk with a device of its own, or the device that it shares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Device {
-    Own(DiskId),
-    Shared(u64),
-}
-
 /// What is left to copy.
 #[derive(Clone, Debug, Default)]
 pub struct Left {
     bytes: u64,
-    devices: BTreeMap<DiskId, u64>,
     reads: BTreeMap<DiskId, u64>,
     writes: BTreeMap<DiskId, u64>,
-    readers: BTreeSet<Device>,
-    writers: BTreeSet<Device>,
+    readers: BTreeSet<DiskId>,
+    writers: BTreeSet<DiskId>,
 }
 
 impl Left {
-    /// Nothing yet; `devices` has what disks on one device have in common, 0 where that isn't known.
-    pub fn on(devices: impl Iterator<Item = (DiskId, u64)>) -> Left {
-        Left { devices: devices.filter(|(_, device)| *device != 0).collect(), ..Left::default() }
-    }
-
     /// A copy that runs or waits.
     pub fn add(&mut self, source: Option<DiskId>, target: DiskId, bytes: u64, runs: bool) {
         self.bytes = self.bytes.saturating_add(bytes);
@@ -78,19 +64,9 @@ impl Left {
             let sum = of.entry(disk).or_default();
             *sum = sum.saturating_add(bytes);
             if runs {
-                active.insert(device_of(&self.devices, disk));
+                active.insert(disk);
             }
         }
-    }
-
-    /// What the busiest device has of this.
-    fn most_on_a_device(&self, of: &BTreeMap<DiskId, u64>) -> u64 {
-        let mut devices: BTreeMap<Device, u64> = BTreeMap::new();
-        for (disk, bytes) in of {
-            let sum = devices.entry(device_of(&self.devices, *disk)).or_default();
-            *sum = sum.saturating_add(*bytes);
-        }
-        devices.into_values().max().unwrap_or(0)
     }
 
     /// All of it.
@@ -102,10 +78,6 @@ impl Left {
     pub fn by_disk(&self) -> impl Iterator<Item = (DiskId, u64)> + '_ {
         self.reads.iter().chain(&self.writes).map(|(disk, bytes)| (*disk, *bytes))
     }
-}
-
-fn device_of(devices: &BTreeMap<DiskId, u64>, disk: DiskId) -> Device {
-    devices.get(&disk).map_or(Device::Own(disk), |device| Device::Shared(*device))
 }
 
 #[derive(Debug)]
@@ -131,9 +103,9 @@ pub struct Progress {
     nodes: BTreeMap<NodeId, Written>,
     /// Since when copies run without a break.
     since: Option<Instant>,
-    /// What devices that take copies did together while they lasted, bytes per second, and how many they were.
+    /// What disks that take copies did together while they lasted, bytes per second, and how many they were.
     steady: Option<(f64, f64)>,
-    /// The planner's forecast for a device, and the cap.
+    /// The planner's forecast for a disk, and the cap.
     forecast: f64,
     cap: Option<u64>,
 }
@@ -152,7 +124,7 @@ impl Progress {
         }
     }
 
-    /// One sample a second or so. `job` names the plan; `forecast` is what the planner expects a device to do, per second.
+    /// One sample a second or so. `job` names the plan; `forecast` is what the planner expects a disk to do, per second.
     pub fn sample(&mut self, now: Instant, left: &Left, job: u64, forecast: f64, cap: Option<u64>) {
         (self.forecast, self.cap) = (forecast, cap);
         let (readers, writers) = (left.readers.len(), left.writers.len());
@@ -208,7 +180,7 @@ impl Progress {
         self.measured(now) as u64
     }
 
-    /// What all devices that work may be expected to do together, per second.
+    /// What all disks that work may be expected to do together, per second.
     fn expected(&self, writers: f64) -> f64 {
         let cap = self.cap.map_or(f64::INFINITY, |cap| cap as f64 * writers);
         let learnt = self.steady.map(|(together, disks)| together * (writers / disks).sqrt());
@@ -230,7 +202,7 @@ impl Progress {
         let opening = age < OPENING.as_secs_f64() && measured < expected;
         let weight = if opening || measured <= 0.0 { 0.0 } else { age * age / (age * age + half * half) };
         let rate = if expected > 0.0 { expected * (measured / expected).powf(weight) } else { measured };
-        let busiest = |of: &BTreeMap<DiskId, u64>| left.most_on_a_device(of) as f64;
+        let busiest = |of: &BTreeMap<DiskId, u64>| of.values().copied().max().unwrap_or(0) as f64;
         let work = (left.bytes as f64).max(busiest(&left.reads) * readers).max(busiest(&left.writes) * writers);
         if rate <= 0.0 {
             return None;
@@ -347,15 +319,6 @@ mod tests {
         (31..33).for_each(|s| other.sample(at(s * 1000), &four, 2, 100.0, None));
         let span = other.eta(&four, at(32_000)).unwrap();
         assert!((span.likely / (4000.0 / 800.0) - 1.0).abs() < 0.1, "{span:?}");
-        // On one device they do what the one did.
-        let mut same = Progress::default();
-        let mut shared = Left::on((1..=8).map(|disk| (DiskId(disk), 77)));
-        [(1, 5), (1, 6), (2, 7), (2, 8)].iter().for_each(|(s, t)| shared.add(Some(DiskId(*s)), DiskId(*t), 1000, true));
-        run(&mut same, 0, 2, &[20, 300, 400, 400, 400, 400, 400, 400, 400, 400, 400, 400], 10_000, 1);
-        same.sample(at(30_000), &Left::default(), 2, 100.0, None);
-        (31..33).for_each(|s| same.sample(at(s * 1000), &shared, 2, 100.0, None));
-        let span = same.eta(&shared, at(32_000)).unwrap();
-        assert!((span.likely / (4000.0 / 400.0) - 1.0).abs() < 0.1, "{span:?}");
         // A cap bounds what is expected.
         p.sample(now, &now_left, 2, 100.0, Some(50));
         assert!(p.eta(&now_left, now).unwrap().likely >= 3960.0 / 50.0);

@@ -22,11 +22,7 @@ impl Owner {
 
     /// What is left to copy, by disk.
     pub(super) fn left_of(&self, sessions: &[SessionInfo], waiting: &[&JobMove]) -> Left {
-        let reported = self.live_figures().flat_map(|figures| &figures.last.1.disks);
-        // A cap holds for each disk, whatever it shares.
-        let is_capped = self.manager.state.map().settings.resync.cap_bytes_per_sec.is_some();
-        let shared = reported.filter(|_| !is_capped);
-        let mut left = Left::on(shared.map(|disk| (DiskId(disk.disk), disk.device)));
+        let mut left = Left::default();
         for s in sessions {
             left.add(Some(s.from), s.to, s.bytes_total.saturating_sub(s.bytes_done), true);
         }

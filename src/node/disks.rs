@@ -26,7 +26,6 @@ use crate::disk::{Disk, FlushDisk, PgRecord, PutPg, ReadChunk, WriteChunk, Write
 use crate::wire::stored::StoredPg;
 
 use super::cpu::yield_to_guests;
-use super::device;
 use super::queue::Queue;
 
 /// Threads for what may wait for the disk: enough queue depth for an SSD, few enough for a small host.
@@ -73,7 +72,6 @@ struct FlushJob {
 /// An open disk with its threads.
 pub struct DiskHandle {
     id: DiskId,
-    device: u64,
     disk: Arc<Disk>,
     jobs: Arc<Queue<Job>>,
     writes: Arc<Queue<Job>>,
@@ -94,7 +92,6 @@ impl DiskHandle {
     pub fn start(disk: Disk, report: impl Fn(Vec<JobDone>) + Send + Sync + 'static) -> Self {
         let disk = Arc::new(disk);
         let id = disk.superblock().disk;
-        let device = device::of(disk.path());
         let unsure: HashSet<ChunkId> = disk.unrecovered_chunks().into_iter().collect();
         for chunk in &unsure {
             match disk.recover_dirty(*chunk) {
@@ -162,17 +159,12 @@ impl DiskHandle {
             }
         }));
         let threads = threads.into_iter().flatten().collect();
-        DiskHandle { id, device, disk, jobs, writes, copies, sources, flushes, threads, stop, unsure }
+        DiskHandle { id, disk, jobs, writes, copies, sources, flushes, threads, stop, unsure }
     }
 
     /// Its id.
     pub fn id(&self) -> DiskId {
         self.id
-    }
-
-    /// What it has in common with the disks on the same device, of whichever node; 0: not known.
-    pub fn device(&self) -> u64 {
-        self.device
     }
 
     /// Its boot id (R1).

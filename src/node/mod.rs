@@ -8,7 +8,6 @@ pub mod bulk;
 mod console;
 pub mod control;
 mod cpu;
-mod device;
 pub mod disks;
 pub mod engine;
 pub mod leases;

@@ -134,9 +134,6 @@ pub struct DiskStats {
     /// What copies may do beside guests, as found on this disk; 0: not found yet.
     #[prost(uint64, tag = "11")]
     pub found_rate_bytes_per_sec: u64,
-    /// What it has in common with the disks on the same device of the same host; 0: not known.
-    #[prost(fixed64, tag = "12")]
-    pub device: u64,
 }
 
 /// What is usual on disks of a class, for the receiver's disks.

@@ -88,7 +88,6 @@ impl Engine {
                 target_limited_by: self.parts.throttle.target_limited_by(*id).unwrap_or_default().to_owned(),
                 quiet_p99_us: self.parts.throttle.own_baselines(*id).to_vec(),
                 found_rate_bytes_per_sec: self.parts.throttle.found_rate(*id),
-                device: handle.device(),
             });
         }
         c.fsyncs.store(fsyncs, Ordering::Relaxed);
