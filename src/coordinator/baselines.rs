@@ -12,7 +12,7 @@ use super::owner::{Effect, Owner};
 use super::wiring;
 use crate::core::ids::DiskId;
 use crate::core::manager::runtime::ConnId;
-use crate::core::throttle::peers::{Baselines, from_list, medians, usual_rates};
+use crate::core::throttle::peers::{Findings, from_list, usual};
 use crate::core::units::Instant;
 use crate::wire::control::kind;
 use crate::wire::stats::{ClassBaseline, ClassBaselines, Stats};
@@ -24,8 +24,7 @@ const FRESH: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct ClassMedians {
     at: Option<Instant>,
-    by_class: BTreeMap<String, Baselines>,
-    usual_rates: BTreeMap<String, u64>,
+    by_class: BTreeMap<String, Findings>,
     copies_run: bool,
 }
 
@@ -38,21 +37,22 @@ impl Owner {
         let now = self.manager.now;
         if self.class_medians.at.is_none_or(|at| now.since(at) >= FRESH) {
             let map = self.manager.state.map();
-            let reported = || {
-                let disks = self.live_figures().flat_map(|figures| &figures.last.1.disks);
-                disks.filter_map(|disk| Some((map.disks.get(&DiskId(disk.disk))?.class.as_str(), disk)))
-            };
-            let by_class = medians(reported().map(|(class, disk)| (class, from_list(&disk.quiet_p99_us))));
-            let usual_rates = usual_rates(reported().map(|(class, disk)| (class, disk.found_rate_bytes_per_sec)));
+            let reported = self.live_figures().flat_map(|figures| &figures.last.1.disks);
+            let by_class = usual(reported.filter_map(|disk| {
+                let found = Findings {
+                    quiet_p99_us: from_list(&disk.quiet_p99_us),
+                    rate_bytes_per_sec: disk.found_rate_bytes_per_sec,
+                };
+                Some((map.disks.get(&DiskId(disk.disk))?.class.as_str(), found))
+            }));
             let copies_run = self.live_figures().any(|figures| !figures.last.1.sessions.is_empty());
-            self.class_medians = ClassMedians { at: Some(now), by_class, usual_rates, copies_run };
+            self.class_medians = ClassMedians { at: Some(now), by_class, copies_run };
         }
         let map = self.manager.state.map();
         let of_disk = |disk: u32| {
-            let class = &map.disks.get(&DiskId(disk))?.class;
-            let median = self.class_medians.by_class.get(class)?;
-            let usual_rate_bytes_per_sec = self.class_medians.usual_rates.get(class).copied().unwrap_or(0);
-            Some(ClassBaseline { disk, quiet_p99_us: median.to_vec(), usual_rate_bytes_per_sec })
+            let usual = self.class_medians.by_class.get(&map.disks.get(&DiskId(disk))?.class)?;
+            let (quiet_p99_us, rate) = (usual.quiet_p99_us.to_vec(), usual.rate_bytes_per_sec);
+            Some(ClassBaseline { disk, quiet_p99_us, usual_rate_bytes_per_sec: rate })
         };
         let disks: Vec<ClassBaseline> = stats.disks.iter().filter_map(|disk| of_disk(disk.disk)).collect();
         let answer = ClassBaselines { disks, copies_run: self.class_medians.copies_run };

@@ -17,7 +17,7 @@ use super::throttle::Throttle;
 use crate::api::metrics::IntGauge;
 use crate::core::cluster::{ClusterMap, PgConfig};
 use crate::core::ids::{DiskId, Generation, NodeId, PgId};
-use crate::core::throttle::peers;
+use crate::core::throttle::peers::{self, Findings};
 use crate::net::channel::{Channel, Sender};
 use crate::net::quic::{ConnectLinkError, Endpoint};
 use crate::net::tls::{Expect, IdentityRefused};
@@ -341,8 +341,11 @@ impl Control {
                 let Ok(baselines) = stats::ClassBaselines::decode(f.meta.as_ref()) else { return Ok(false) };
                 self.throttle.set_copies_run(baselines.copies_run);
                 for disk in baselines.disks {
-                    let medians = peers::from_list(&disk.quiet_p99_us);
-                    self.throttle.set_of_class(DiskId(disk.disk), medians, disk.usual_rate_bytes_per_sec);
+                    let usual = Findings {
+                        quiet_p99_us: peers::from_list(&disk.quiet_p99_us),
+                        rate_bytes_per_sec: disk.usual_rate_bytes_per_sec,
+                    };
+                    self.throttle.set_usual(DiskId(disk.disk), usual);
                 }
             }
             kind::REFUSED => return Err(ControlError::refused(f)),

@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 
 use crate::core::cluster::{ResyncClass, ResyncSettings};
 use crate::core::ids::DiskId;
-use crate::core::throttle::peers::Baselines;
+use crate::core::throttle::peers::Findings;
 use crate::core::throttle::{
     BUCKETS, CLASSES, Controller, Decision, Histogram, KINDS, Kind, Latencies, LimitedBy, Policy, Sample, class_index,
     divide, moment,
@@ -528,23 +528,15 @@ impl Throttle {
         self.with(disk, |disk| disk.control.lock().decision)
     }
 
-    /// What guests have on this disk without resync, as learnt on it alone.
-    pub fn own_baselines(&self, disk: DiskId) -> Baselines {
-        self.with(disk, |disk| disk.control.lock().controller.own_baselines())
+    /// What guests have on this disk without resync and copies beside them, as found on it alone.
+    pub fn findings(&self, disk: DiskId) -> Findings {
+        self.with(disk, |disk| disk.control.lock().controller.findings())
     }
 
-    /// What copies may do beside them, as found on this disk, in bytes per second; 0: not found yet.
-    pub fn found_rate(&self, disk: DiskId) -> u64 {
-        self.with(disk, |disk| disk.control.lock().controller.found_rate())
-    }
-
-    /// What guests have on an ordinary disk of its class, and the rate in bytes per second that is usual there; of a disk that
-    /// isn't known here (any more), nothing is kept.
-    pub fn set_of_class(&self, disk: DiskId, medians: Baselines, usual_rate: u64) {
+    /// What is usual on disks of its class; of a disk that isn't known here (any more), nothing is kept.
+    pub fn set_usual(&self, disk: DiskId, usual: Findings) {
         if let Some(disk) = self.disks.read().get(&disk) {
-            let controller = &mut disk.control.lock().controller;
-            controller.set_class_baselines(medians);
-            controller.set_usual_rate(usual_rate);
+            disk.control.lock().controller.set_usual(usual);
         }
     }
 

@@ -465,6 +465,10 @@ impl Dev {
             self.stop();
         }
         self.check_logs();
+        self.kept.clear();
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("the mounts");
+        let here = self.folder.path().to_str().expect("a path in UTF-8");
+        assert!(!mounts.contains(here), "the test still holds a mount below its cluster's folder");
     }
 }
 

@@ -81,7 +81,7 @@ use baseline::Baseline;
 use climb::{Climb, Room};
 use ground::Ground;
 use learn::{PROBE_EVERY, PROBE_TICKS_MIN};
-use peers::Baselines;
+use peers::{Findings, FirstRate};
 use throughput::{SPARE_FULL, Throughput};
 
 /// Ticks without foreground after which the disk is idle: half a second, so that a guest's pause for thought between
@@ -114,8 +114,6 @@ const WINDOW_OPERATIONS: f64 = 200.0;
 /// The part of guests' throughput that is missing, times this, is what a tick takes from the rate: a tenth missing halves it in
 /// 3 s, several times the half second over which throughput is measured.
 const LACKING_GAIN: f64 = 0.2;
-/// Ticks of copies beside guests, or an overload, after which a disk's rate is one that it has found.
-const FOUND_TICKS: u32 = 10;
 /// Ticks after an overload in which there is no change.
 const SETTLE_TICKS: u32 = 3;
 /// Up to this multiple of the floor a rate is the floor's.
@@ -164,13 +162,9 @@ pub struct Controller {
     quiet_ticks: u32,
     recent: Latencies,
     quiet: Baseline,
-    /// The medians of the disk's own class, such as ssd.
-    disk_class: Baselines,
-    /// The usual rate of the disk's class; 0: not known.
-    usual_rate: u64,
-    /// Ticks in which copies ran beside guests, up to [`FOUND_TICKS`].
-    copied_ticks: u32,
-    began_with_usual: bool,
+    /// What is usual in the disk's own class, such as ssd.
+    usual: Findings,
+    first_rate: FirstRate,
     /// Beside resync, with as long a memory as `quiet`.
     beside: Baseline,
     /// Ticks since resync last moved more than a trace.
@@ -207,10 +201,8 @@ impl Controller {
             quiet_ticks: IDLE_TICKS,
             recent: Latencies::default(),
             quiet: Baseline::default(),
-            disk_class: Baselines::default(),
-            usual_rate: 0,
-            copied_ticks: 0,
-            began_with_usual: false,
+            usual: Findings::default(),
+            first_rate: FirstRate::default(),
             beside: Baseline::default(),
             resync_off_ticks: 0,
             drain_ticks: PROBE_TICKS_MIN,
@@ -236,24 +228,17 @@ impl Controller {
         self.decision()
     }
 
-    /// Takes the medians of the disk's class, from [`peers::medians`]; they hold until there are others.
-    pub fn set_class_baselines(&mut self, medians: Baselines) {
-        self.disk_class = medians;
+    /// Takes what is usual in the disk's class, from [`peers::usual`]; it holds until there is something else.
+    pub fn set_usual(&mut self, usual: Findings) {
+        self.usual = usual;
     }
 
-    /// Takes the usual rate of the disk's class, from [`peers::usual_rates`]; it holds until there is another.
-    pub fn set_usual_rate(&mut self, bytes_per_sec: u64) {
-        self.usual_rate = bytes_per_sec;
-    }
-
-    /// What copies may do beside guests, as found on this disk, before cap and floor; 0: not found yet.
-    pub fn found_rate(&self) -> u64 {
-        if self.copied_ticks >= FOUND_TICKS { self.rate as u64 } else { 0 }
-    }
-
-    /// What was learnt on this disk alone: p99 without resync.
-    pub fn own_baselines(&self) -> Baselines {
-        Kind::ALL.map(|kind| self.quiet.p99_us(kind).map_or(0, |us| us as u64))
+    /// What was found on this disk alone; the rate is that before cap and floor.
+    pub fn findings(&self) -> Findings {
+        Findings {
+            quiet_p99_us: Kind::ALL.map(|kind| self.quiet.p99_us(kind).map_or(0, |us| us as u64)),
+            rate_bytes_per_sec: if self.first_rate.is_found() { self.rate as u64 } else { 0 },
+        }
     }
 
     /// What the next step rests on, for the log.
@@ -269,7 +254,7 @@ impl Controller {
 
     /// The baseline in force: see [`peers::in_force_us`].
     fn baseline_us(&self, kind: Kind) -> Option<f64> {
-        let class = self.disk_class[kind as usize];
+        let class = self.usual.quiet_p99_us[kind as usize];
         peers::in_force_us(self.quiet.p99_us(kind), self.quiet.is_well_known(kind), class)
     }
 
@@ -374,11 +359,7 @@ impl Controller {
         let most = FINE_OVERDRAWN_MAX * operations.max(ACCOUNT_OPERATIONS) / 100.0 + anyway;
         self.account.enter(operations / 100.0 + anyway, over.min(most));
         if sample.resync_bytes > 0 || sample.resync_held_back {
-            if self.copied_ticks < FOUND_TICKS && self.usual_rate > 0 && !self.began_with_usual {
-                self.began_with_usual = true;
-                self.rate = self.rate.max(peers::first_rate(self.usual_rate));
-            }
-            self.copied_ticks = (self.copied_ticks + 1).min(FOUND_TICKS);
+            self.rate = self.first_rate.copied(self.rate, self.usual.rate_bytes_per_sec);
         }
         if self.settle_ticks > 0 {
             self.settle_ticks -= 1;
@@ -421,7 +402,7 @@ impl Controller {
     }
 
     fn overload(&mut self, effective: f64) {
-        self.copied_ticks = FOUND_TICKS;
+        self.first_rate.found();
         if !self.is_near_floor(effective) {
             if self.bad_ticks == OVERLOAD_TICKS {
                 self.climb.met(effective, self.known());
@@ -444,10 +425,12 @@ impl Controller {
         Kind::ALL.into_iter().filter(measured).filter_map(part).max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
-    /// How well the present is known: what few operations show is no ground for large steps. Those of all kinds count, as none of
-    /// them is nearer to its target than the worst.
+    /// How well the present is known: what few operations show is no ground for large steps. Those of all kinds count that have a
+    /// target, as none of them is nearer to it than the worst.
     fn known(&self) -> f64 {
-        (self.recent.total() / WINDOW_OPERATIONS).min(1.0).powi(2)
+        let held = Kind::ALL.into_iter().filter(|kind| self.target_us(*kind).is_some());
+        let operations: f64 = held.map(|kind| self.recent.of(kind).total()).sum();
+        (operations / WINDOW_OPERATIONS).min(1.0).powi(2)
     }
 
     fn increased(&mut self, effective: f64, step: f64) -> f64 {

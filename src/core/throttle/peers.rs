@@ -18,6 +18,8 @@ const DISKS_MIN: usize = 3;
 const RATES_MIN: usize = 2;
 /// A disk begins with this part of it: its search makes up for half in a second.
 const BEGINS_WITH: f64 = 0.5;
+/// Ticks of copies beside guests after which a disk's rate is one that it has found.
+const FOUND_TICKS: u32 = 10;
 /// The median raises a disk's own baseline by this at most: one that is much faster than its class stays what it is.
 const RAISED_MOST: f64 = 1.5;
 
@@ -29,39 +31,66 @@ pub fn from_list(p99s_us: &[u64]) -> Baselines {
     std::array::from_fn(|kind| p99s_us.get(kind).copied().unwrap_or(0))
 }
 
-/// The median of each class by kind, over the disks that know one.
-pub fn medians<'a>(disks: impl IntoIterator<Item = (&'a str, Baselines)>) -> BTreeMap<String, Baselines> {
-    let mut classes: BTreeMap<&str, [Vec<u64>; KINDS]> = BTreeMap::new();
-    for (class, baselines) in disks {
-        let known = classes.entry(class).or_default();
-        known.iter_mut().zip(baselines).filter(|(_, us)| *us > 0).for_each(|(known, us)| known.push(us));
+/// What a disk has found, or what is usual on the disks of a class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Guests' p99 without resync.
+    pub quiet_p99_us: Baselines,
+    /// What copies may do beside guests, bytes per second; 0: not known.
+    pub rate_bytes_per_sec: u64,
+}
+
+/// What is usual in each class: the median of each finding, over the disks that have it. Of an even number of rates the lower
+/// one in the middle counts, of p99s the higher one.
+pub fn usual<'a>(disks: impl IntoIterator<Item = (&'a str, Findings)>) -> BTreeMap<String, Findings> {
+    let mut classes: BTreeMap<&str, Vec<Findings>> = BTreeMap::new();
+    disks.into_iter().for_each(|(class, found)| classes.entry(class).or_default().push(found));
+    let of_class = |all: &[Findings]| Findings {
+        quiet_p99_us: std::array::from_fn(|kind| {
+            let known = sorted(all.iter().map(|found| found.quiet_p99_us[kind]));
+            if known.len() < DISKS_MIN { 0 } else { known[known.len() / 2] }
+        }),
+        rate_bytes_per_sec: {
+            let known = sorted(all.iter().map(|found| found.rate_bytes_per_sec));
+            if known.len() < RATES_MIN { 0 } else { known[(known.len() - 1) / 2] }
+        },
+    };
+    classes.into_iter().map(|(class, all)| (class.to_owned(), of_class(&all))).collect()
+}
+
+/// Those that are known.
+fn sorted(findings: impl Iterator<Item = u64>) -> Vec<u64> {
+    let mut known: Vec<u64> = findings.filter(|found| *found > 0).collect();
+    known.sort_unstable();
+    known
+}
+
+/// Whether a disk has found a rate of its own, and what its copies begin with until then.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct FirstRate {
+    /// In which copies ran beside guests, up to [`FOUND_TICKS`].
+    ticks: u32,
+    begun: bool,
+}
+
+impl FirstRate {
+    /// A tick in which copies ran beside guests at `rate`: the rate to go on with, if `usual` bytes per second are usual. That may
+    /// become known some ticks after the first.
+    pub fn copied(&mut self, rate: f64, usual: u64) -> f64 {
+        let begins = !self.begun && !self.is_found() && usual > 0;
+        self.begun |= begins;
+        self.ticks = (self.ticks + 1).min(FOUND_TICKS);
+        if begins { rate.max(usual as f64 * BEGINS_WITH) } else { rate }
     }
-    let median = |mut known: Vec<u64>| {
-        known.sort_unstable();
-        if known.len() < DISKS_MIN { 0 } else { known[known.len() / 2] }
-    };
-    classes.into_iter().map(|(class, known)| (class.to_owned(), known.map(median))).collect()
-}
 
-/// What copies may usually do beside guests on disks of each class, of the rates in bytes per second that disks have found; 0: none
-/// found yet. Of an even number, the lower of the two in the middle.
-pub fn usual_rates<'a>(disks: impl IntoIterator<Item = (&'a str, u64)>) -> BTreeMap<String, u64> {
-    let mut classes: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
-    disks
-        .into_iter()
-        .filter(|(_, rate)| *rate > 0)
-        .for_each(|(class, rate)| classes.entry(class).or_default().push(rate));
-    classes.retain(|_, rates| rates.len() >= RATES_MIN);
-    let middle = |mut rates: Vec<u64>| {
-        rates.sort_unstable();
-        rates[(rates.len() - 1) / 2]
-    };
-    classes.into_iter().map(|(class, rates)| (class.to_owned(), middle(rates))).collect()
-}
+    /// A limit was met.
+    pub fn found(&mut self) {
+        self.ticks = FOUND_TICKS;
+    }
 
-/// What a disk that has found no rate of its own begins with, in bytes per second.
-pub(super) fn first_rate(usual: u64) -> f64 {
-    usual as f64 * BEGINS_WITH
+    pub fn is_found(&self) -> bool {
+        self.ticks >= FOUND_TICKS
+    }
 }
 
 /// What counts for a disk: its own baseline, raised towards its class's, which stands in for what isn't known at all. One that is
@@ -81,19 +110,23 @@ mod tests {
 
     #[test]
     fn a_class_has_the_median_of_its_disks() {
-        let disks = [("ssd", [900, 0, 0, 0, 7]), ("ssd", [1_700, 0, 0, 0, 9]), ("ssd", [2_700, 5, 0, 0, 0])];
-        let all = disks.into_iter().chain([("hdd", [20_000; KINDS])]);
-        let medians = medians(all);
-        assert_eq!(medians["ssd"], [1_700, 0, 0, 0, 0], "two disks have none");
-        assert_eq!(medians["hdd"], [0; KINDS], "nor has one");
+        let p99s = |class, quiet_p99_us| (class, Findings { quiet_p99_us, ..Findings::default() });
+        let disks =
+            [p99s("ssd", [900, 0, 0, 0, 7]), p99s("ssd", [1_700, 0, 0, 0, 9]), p99s("ssd", [2_700, 5, 0, 0, 0])];
+        let usual = usual(disks.into_iter().chain([p99s("hdd", [20_000; KINDS])]));
+        assert_eq!(usual["ssd"].quiet_p99_us, [1_700, 0, 0, 0, 0], "two disks have none");
+        assert_eq!(usual["hdd"].quiet_p99_us, [0; KINDS], "nor has one");
     }
 
     #[test]
     fn a_class_has_the_usual_rate_of_its_disks() {
-        let found = |rates: &[u64]| usual_rates(rates.iter().map(|rate| ("ssd", *rate))).get("ssd").copied();
-        assert_eq!(found(&[90, 50, 0]), Some(50));
-        assert_eq!(found(&[90, 50, 60]), Some(60));
-        assert_eq!(found(&[90, 0]), None, "one is not usual");
+        let of = |rates: &[u64]| {
+            let found = |rate: &u64| ("ssd", Findings { rate_bytes_per_sec: *rate, ..Findings::default() });
+            usual(rates.iter().map(found))["ssd"].rate_bytes_per_sec
+        };
+        assert_eq!(of(&[90, 50, 0]), 50);
+        assert_eq!(of(&[90, 50, 60]), 60);
+        assert_eq!(of(&[90, 0]), 0, "one is not usual");
     }
 
     #[test]

@@ -21,6 +21,10 @@ fn busy(policy: Policy) -> Controller {
     c
 }
 
+fn usual_p99s(quiet_p99_us: [u64; KINDS]) -> Findings {
+    Findings { quiet_p99_us, ..Findings::default() }
+}
+
 fn step(c: &mut Controller, latency_us: u64) -> Decision {
     let rate = c.decision().rate_bytes_per_sec.unwrap_or(1 << 30);
     c.handle_sample(&sample(200, latency_us, rate / 10))
@@ -223,13 +227,13 @@ fn resync_that_makes_less_than_its_floor_unhindered_is_noticed() {
 #[test]
 fn a_low_baseline_is_held_to_the_median_of_its_class() {
     let mut c = busy(Policy::default());
-    let own = c.own_baselines();
+    let own = c.findings().quiet_p99_us;
     assert!((900..1150).contains(&own[Kind::SmallRead as usize]) && own[Kind::LargeRead as usize] == 0, "{own:?}");
-    c.set_class_baselines([1_300; KINDS]);
+    c.set_usual(usual_p99s([1_300; KINDS]));
     let d = step(&mut c, 1_000);
     assert_eq!((d.baseline_p99_us, d.target_p99_us), (Some(1_300), Some(2_600)));
-    assert_eq!(c.own_baselines(), own, "what others have is not what was learnt here");
-    c.set_class_baselines([0; KINDS]);
+    assert_eq!(c.findings().quiet_p99_us, own, "what others have is not what was learnt here");
+    c.set_usual(usual_p99s([0; KINDS]));
     assert!(step(&mut c, 1_000).baseline_p99_us.is_some_and(|us| us < 1_150));
 }
 
@@ -253,7 +257,7 @@ fn beside_others_copies_only_moments_teach() {
     for _ in 0..600 {
         c.handle_sample(&sample(200, 5_000, 0));
     }
-    assert!(c.own_baselines()[0] > 4_000);
+    assert!(c.findings().quiet_p99_us[0] > 4_000);
 }
 
 #[test]
@@ -276,7 +280,7 @@ fn all_disks_that_copy_pause_in_each_moment() {
 #[test]
 fn a_disk_that_joins_has_the_baseline_of_its_class_and_copies_on() {
     let mut c = Controller::new(Policy::default());
-    c.set_class_baselines([1_500; KINDS]);
+    c.set_usual(usual_p99s([1_500; KINDS]));
     c.handle_sample(&sample(0, 0, 10 * MIB));
     let d = c.handle_sample(&sample(200, 1_000, 10 * MIB));
     assert!(!d.probing);
@@ -322,14 +326,14 @@ fn a_disks_first_copies_begin_with_half_of_what_is_usual_in_its_class() {
     let mut later = first.clone();
     for _ in 0..30 {
         later.handle_sample(&alone());
-        assert_eq!(later.found_rate(), 0, "guests alone show no rate");
+        assert_eq!(later.findings().rate_bytes_per_sec, 0, "guests alone show no rate");
         let rate = first.handle_sample(&Sample { resync_bytes: MIB, ..sample(200, 1_000, 0) }).rate_bytes_per_sec;
-        if first.found_rate() > 0 {
-            assert_eq!(Some(first.found_rate()), rate);
+        if first.findings().rate_bytes_per_sec > 0 {
+            assert_eq!(Some(first.findings().rate_bytes_per_sec), rate);
         }
     }
-    assert!(first.found_rate() > 0);
-    later.set_usual_rate(80 * MIB);
+    assert!(first.findings().rate_bytes_per_sec > 0);
+    later.set_usual(Findings { rate_bytes_per_sec: 80 * MIB, ..Findings::default() });
     let rate = |d: Decision| d.rate_bytes_per_sec.unwrap();
     let began = rate(later.handle_sample(&sample(200, 1_000, MIB)));
     assert!((40 * MIB..60 * MIB).contains(&began), "{began}");
@@ -341,7 +345,7 @@ fn a_disks_first_copies_begin_with_half_of_what_is_usual_in_its_class() {
 #[test]
 fn a_disk_that_was_known_is_no_unknown_one_when_its_load_changes() {
     let mut c = busy(Policy { target_inflation: 2.0, ..Policy::default() });
-    c.set_class_baselines([20_000; KINDS]);
+    c.set_usual(usual_p99s([20_000; KINDS]));
     // Three times as many operations: what was known is forgotten.
     for _ in 0..100 {
         let d = c.handle_sample(&sample(600, 1_000, 4 * MIB));
@@ -359,14 +363,14 @@ fn a_lucky_second_beside_copies_is_no_baseline() {
     for _ in 0..300 {
         c.handle_sample(&sample(200, 4_000, 0));
     }
-    let known = c.own_baselines()[0];
+    let known = c.findings().quiet_p99_us[0];
     assert!(known > 3_500);
     for _ in 0..20 {
         c.handle_sample(&sample(200, 1_000, 4 * MIB));
     }
-    assert_eq!(c.own_baselines()[0], known, "two seconds");
+    assert_eq!(c.findings().quiet_p99_us[0], known, "two seconds");
     for _ in 0..120 {
         c.handle_sample(&sample(200, 1_000, 4 * MIB));
     }
-    assert!(c.own_baselines()[0] < 1_300, "copies never make guests faster");
+    assert!(c.findings().quiet_p99_us[0] < 1_300, "copies never make guests faster");
 }

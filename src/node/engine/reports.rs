@@ -72,7 +72,7 @@ impl Engine {
         (stats.foreground_p50_us, stats.foreground_p99_us) = (p50, p99);
         for (id, handle) in &self.parts.disks {
             let (space, io) = (handle.disk().space(), handle.disk().counters());
-            let decision = self.parts.throttle.decision(*id);
+            let (decision, findings) = (self.parts.throttle.decision(*id), self.parts.throttle.findings(*id));
             stats.hash_mismatches += io.hash_mismatches;
             fsyncs += io.fsyncs;
             fsync_time += io.fsync_time;
@@ -86,8 +86,8 @@ impl Engine {
                 foreground_p99_us: decision.p99_us.unwrap_or(0),
                 target_p99_us: decision.target_p99_us.unwrap_or(0),
                 target_limited_by: self.parts.throttle.target_limited_by(*id).unwrap_or_default().to_owned(),
-                quiet_p99_us: self.parts.throttle.own_baselines(*id).to_vec(),
-                found_rate_bytes_per_sec: self.parts.throttle.found_rate(*id),
+                quiet_p99_us: findings.quiet_p99_us.to_vec(),
+                found_rate_bytes_per_sec: findings.rate_bytes_per_sec,
             });
         }
         c.fsyncs.store(fsyncs, Ordering::Relaxed);
